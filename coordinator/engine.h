@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0
+// The coordinator's loop: takes requests from a bounded inbox, keeps every replica's pipeline full,
+// hands tokens to sinks, and acts on the loss of a rank. One thread runs it; what is public may be
+// called from any, but for tick() and set_health_listener(). It makes no MPI call and never blocks
+// on a worker.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <set>
+#include <string>
+#include <thread>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "coordinator/request.h"
+#include "coordinator/scheduler.h"
+#include "proto/cluster.pb.h"
+#include "proto/inference.pb.h"
+#include "worker/comm/channel.h"
+
+namespace trireme {
+
+struct EngineOptions {
+  int32_t max_queue = 256;  // requests admitted and not finished, beside those running
+  // Spins this long after the last work before it sleeps: decode steps then start at once. It does
+  // not spin where the last wait was longer than this: that would take a core from the workers for
+  // nothing.
+  std::chrono::microseconds spin{2000};
+  // Ids that may be drawn: [0, vocab_size). 0: all rows of the placement, padding included.
+  int32_t vocab_size = 0;
+  bool log = true;  // one line per finished request and per lost replica
+};
+
+class Engine {
+ public:
+  // `topology` names hosts in messages. The channel must outlive the engine; its wake is set here.
+  Engine(const Topology& topology, const Placement& placement, Channel& channel,
+         const EngineOptions& options);
+  ~Engine();  // stop()
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
+  void start();  // runs loop() on a thread of its own
+  // Ends every open request with UNAVAILABLE and the loop. Idempotent. Not from a sink.
+  void stop(const std::string& reason);
+
+  // Enters a request. Throws kInvalidArgument (it can never run), kResourceExhausted (queue full),
+  // kUnavailable (no replica left, draining, stopped), kAlreadyExists (its id is running). The sink
+  // hears of everything after that.
+  void submit(Request request);
+  // The client does not want it any more: no call of its sink from the next turn on, blocks freed.
+  // Unknown ids are ignored.
+  void cancel(const std::string& id);
+  // No admission from now on; wait_idle() returns true when the last request has ended.
+  void drain();
+  bool wait_idle(std::chrono::milliseconds timeout);
+
+  v1::Load load() const;
+  // Rank states for health; serving as long as a replica is whole with none of its ranks suspected,
+  // and requests are taken. States: those of RankHealth, "abandoned" (its replica lost another
+  // rank) and "spare".
+  v1::ClusterHealth health() const;
+  // Called on the engine's thread when health() may have changed. Set before start().
+  void set_health_listener(std::function<void()> listener) {
+    health_listener_ = std::move(listener);
+  }
+  // Why no replica is left; empty while one is.
+  std::string lost_reason() const;
+
+  // One turn: inbox, deadlines, events, dispatch. True if it did something. For loop() and the
+  // simulation.
+  bool tick(Clock::time_point now);
+
+ private:
+  // Why a replica cannot go on.
+  struct Loss {
+    Code code = Code::kUnavailable;
+    std::string message;
+    bool consequence = false;  // a rank's report that it lost another: that other one is the cause
+  };
+  struct Replica {
+    int index = 0;
+    std::unique_ptr<Scheduler> scheduler;  // null: lost
+    std::vector<int> ranks;
+    int reporter = 0;         // the rank that sends results: the first of the last stage
+    int64_t outstanding = 0;  // tokens still to compute, of all its requests
+    std::optional<Loss> loss;
+  };
+  struct Rank {
+    Replica* replica = nullptr;  // null: a spare
+    std::string host;
+    std::string name;     // "rank 2 (host a, stage 1)"
+    bool failed = false;  // it has said why it ends: its kClosed is no news
+    bool suspected = false;
+    bool dead = false;
+    uint64_t micro_batch = 0;  // last one finished
+  };
+  struct Active {
+    Request request;
+    Replica* replica = nullptr;  // null: none has been left for it
+    int32_t num_output = 0;
+    int64_t outstanding = 0;  // its part of the replica's
+    bool moved = false;
+    Clock::time_point entered;
+    std::optional<Clock::time_point> started;  // first dispatched
+    std::optional<Clock::time_point> first_token;
+  };
+  // What wakes the loop. The channel's wake shares it, so it may be called when the engine is gone.
+  struct Doorbell {
+    std::mutex mutex;
+    std::condition_variable condition;
+    std::atomic<bool> rung{false};
+    void ring();
+  };
+
+  // engine.cc: the loop, and requests from the inbox to their end.
+  void loop();
+  void wait();
+  void check_request(const Request& request) const;
+  bool take_inbox(Clock::time_point now);
+  bool expire_deadlines(Clock::time_point now);
+  bool dispatch(Clock::time_point now);
+  bool place(uint64_t sequence, Active& active);
+  void deliver(uint64_t sequence, const SampledToken& token, Clock::time_point now);
+  Active close(uint64_t sequence);
+  void finish(uint64_t sequence, FinishReason reason, std::optional<int32_t> stop_id,
+              Clock::time_point now);
+  void fail(uint64_t sequence, Code code, const std::string& why, Clock::time_point now);
+  void log_end(const Active& active, const std::string& end, Clock::time_point now) const;
+  void publish();
+
+  // engine_events.cc: what the ranks say, and what becomes of a replica that lost one.
+  void name_ranks(const Topology& topology, const Placement& placement);
+  bool take_events(Clock::time_point now);
+  void take_event(const ChannelEvent& event, Rank& rank, Clock::time_point now);
+  void take_message(int rank_number, const FromWorker& message, Rank& rank, Clock::time_point now);
+  void take_result(int rank_number, const MicroBatchResult& result, const Rank& rank,
+                   Clock::time_point now);
+  void note_loss(const Rank& rank, Loss loss);
+  void lose(Replica& replica, Clock::time_point now);
+
+  // Constant.
+  Channel& channel_;
+  EngineOptions options_;
+  int32_t context_;
+  int32_t num_blocks_;  // of a replica
+  int32_t block_size_;
+  std::function<void()> health_listener_;
+  std::shared_ptr<Doorbell> doorbell_ = std::make_shared<Doorbell>();
+
+  // Engine thread only.
+  std::vector<Replica> replicas_;
+  std::unordered_map<uint64_t, Active> active_;                 // by sequence
+  std::set<std::pair<Clock::time_point, uint64_t>> deadlines_;  // of active_
+  uint64_t prompt_tokens_ = 0;
+  uint64_t output_tokens_ = 0;
+  bool spin_pays_ = true;
+
+  mutable std::mutex mutex_;
+  std::condition_variable idle_;
+  // Guarded by mutex_.
+  std::map<int, Rank>
+      ranks_;  // written by the engine's thread only, which so reads without the lock
+  std::vector<std::pair<uint64_t, Request>> inbox_;
+  std::vector<uint64_t> cancels_;
+  std::unordered_map<std::string, uint64_t> ids_;  // every open request's sequence
+  uint64_t next_sequence_ = 1;
+  bool is_idle_ = true;  // no request open, and the last sink has returned
+  bool draining_ = false;
+  bool health_changed_ = false;
+  int num_alive_ = 0;  // replicas
+  std::string lost_reason_;
+  std::string stop_reason_;  // not empty: stopped
+  v1::Load load_;
+
+  std::atomic<bool> stopping_{false};
+  std::mutex stop_mutex_;  // one stop() at a time
+  std::thread thread_;
+};
+
+}  // namespace trireme

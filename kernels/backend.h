@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+// Backend: the memory and the operations of one device; the only seam between a model and hardware.
+//
+// Legend: T tokens of the micro-batch, H hidden size, Q query heads and K key/value heads of this
+// shard, D head dimension, F FFN columns of this shard, V vocabulary rows of this shard, S sequences.
+// E is the activation type: bf16 for bf16 weights, else fp32 (activation_dtype). The residual stream,
+// qkv, gate_up and logits are fp32; inputs of matmuls and the KV cache are E.
+//
+// Guarantee: on one ISA path a row of any result is bit-identical whatever T, the other rows and the
+// number of threads. Zero-sized dimensions are legal and do nothing (matmul with K = 0 yields bias).
+//
+// A Backend is owned by one worker and used by its thread only. Operations are queued in order; call
+// synchronize() before the host reads a result. No operation allocates once its shapes were seen.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "kernels/dtype.h"
+#include "kernels/tensor.h"
+
+namespace trireme {
+
+// A weight [N, K] in the backend's own layout: y = x · wᵀ. Made and filled before the first step.
+struct Weight {
+  Buffer storage;
+  DType dtype = DType::kF32;
+  int64_t n = 0;
+  int64_t k = 0;
+};
+
+// One layer's paged cache on this shard: k and v are each [num_blocks, K, block_size, D] of E.
+struct KvLayer {
+  void* k = nullptr;
+  void* v = nullptr;
+  DType dtype = DType::kF32;
+  int32_t num_blocks = 0;
+  int32_t num_heads = 0;  // K
+  int32_t block_size = 0;
+  int32_t head_dim = 0;   // D
+};
+
+// The micro-batch as device arrays. Sequence s owns tokens [query_begin[s], query_begin[s + 1]); its
+// last token's position is context[s] - 1; block_tables[s · max_blocks + p / block_size] holds the
+// block of position p. Keys of all positions below context[s] are stored before attention() runs.
+struct BatchView {
+  int32_t num_tokens = 0;
+  int32_t num_sequences = 0;
+  int32_t max_blocks = 0;
+  const int32_t* token_ids = nullptr;     // [T]
+  const int32_t* positions = nullptr;     // [T]
+  const int32_t* slots = nullptr;         // [T] block · block_size + offset
+  const int32_t* query_begin = nullptr;   // [S + 1]
+  const int32_t* context = nullptr;       // [S]
+  const int32_t* block_tables = nullptr;  // [S, max_blocks]
+};
+
+// cos and sin of every position: fp32 [context, rotary_dim / 2] each, in the device's memory.
+struct RopeTable {
+  Buffer storage;
+  const float* cos = nullptr;
+  const float* sin = nullptr;
+  int32_t num_positions = 0;
+  int32_t rotary_dim = 0;
+  bool adjacent = false;  // pairs (2i, 2i + 1); else (i, i + rotary_dim / 2)
+};
+
+// Where this shard's heads stand in the whole model: local query head i is global first_head + i and
+// reads local KV head (first_head + i) / group - first_kv_head.
+struct HeadMap {
+  int32_t first_head = 0;
+  int32_t first_kv_head = 0;
+  int32_t group = 1;      // query heads that share a KV head
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  virtual std::string name() const = 0;       // "cpu avx512_bf16, 2 threads"
+
+  // ---- memory ----
+  // Zeroed, aligned to 64 bytes at least. Throws kResourceExhausted with the number of bytes.
+  virtual Buffer allocate(size_t bytes) = 0;
+  virtual void upload(void* device, const void* host, size_t bytes) = 0;
+  virtual void download(void* host, const void* device, size_t bytes) = 0;
+  virtual void synchronize() = 0;
+
+  // ---- weights ----
+  virtual Weight make_weight(DType dtype, int64_t n, int64_t k) = 0;
+  // Stores rows [row, row + rows.rows) of w. rows [r, K] of w.dtype, in host memory.
+  virtual void pack_rows(Weight& w, int64_t row, Tensor rows) = 0;
+
+  // ---- operations ----
+  // y[t, :] = row (ids[t] - first_row) of table, or zeros if this shard has no such row.
+  //   y [T, H] fp32; ids [T]; table [V, H].
+  virtual void embed(Tensor y, const int32_t* ids, const Weight& table, int32_t first_row) = 0;
+
+  // y[t, :] = x[t, :] / sqrt(mean(x[t, :]²) + eps) · weight.  y [T, H] of E or fp32; x [T, H] fp32;
+  // weight [H] fp32. Accumulates fp32. (Zhang & Sennrich 2019)
+  virtual void rms_norm(Tensor y, Tensor x, const float* weight, float eps) = 0;
+
+  // y[t, n] = Σ_k x[t, k] · w[n, k] + bias[n].  x [T, K] of activation_dtype(w.dtype); y [T, N] fp32;
+  // bias [N] fp32 or null. Accumulates fp32 in ascending k, one chain of a fixed shape per (dtype, ISA).
+  virtual void matmul(Tensor y, Tensor x, const Weight& w, const float* bias) = 0;
+
+  // Rotates in place the first rotary_dim channels of each of the heads of x [T, heads · D] fp32.
+  // (Su et al. 2021; pairing as the table says.) positions[t] < table.num_positions.
+  virtual void rope(Tensor x, int32_t num_heads, const int32_t* positions,
+                    const RopeTable& table) = 0;
+
+  // Writes k and v [T, K · D] fp32, rounded to kv.dtype, to the slots of the cache.
+  virtual void store_kv(const KvLayer& kv, Tensor k, Tensor v, const int32_t* slots) = 0;
+
+  // Causal attention of each token over the positions of its own sequence up to its own.
+  //   y [T, Q · D] of E; q [T, Q · D] fp32. softmax(q · k / sqrt(D)) · v, softmax in fp32, positions
+  //   taken in fixed blocks, in order, whatever the chunking (decision 5).
+  virtual void attention(Tensor y, Tensor q, const KvLayer& kv, const BatchView& batch,
+                         const HeadMap& heads) = 0;
+
+  // x += h.  Both [T, H] fp32.
+  virtual void add(Tensor x, Tensor h) = 0;
+
+  // y = silu(gate) · up.  gate_up [T, 2F] fp32 with gate first; y [T, F] of E.
+  virtual void silu_mul(Tensor y, Tensor gate_up) = 0;
+
+  // y[i, :] = x[rows[i], :].  y [n, H], x [T, H] fp32; rows [n].
+  virtual void gather_rows(Tensor y, Tensor x, const int32_t* rows) = 0;
+};
+
+// What make_backend needs; a field that the device has no use for is ignored by it.
+struct BackendOptions {
+  std::string device = "cpu";  // a name of the list in backend.cc
+  int threads = 1;             // cpu
+  std::string isa = "auto";    // cpu: "auto" or a name of cpu_isas(), for tests
+};
+
+// Throws kInvalidArgument for a name not in the list, kFailedPrecondition for a device that this
+// build or machine does not have.
+std::unique_ptr<Backend> make_backend(const BackendOptions& options);
+
+// ISA paths that this machine can run, slowest first: "avx2", "avx512", "avx512_bf16", "amx".
+std::span<const std::string> cpu_isas();
+
+}  // namespace trireme

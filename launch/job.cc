@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "launch/job.h"
+
+#include <set>
+#include <thread>
+
+#include "kernels/base/log.h"
+#include "launch/load_display.h"
+#include "launch/workers.h"
+#include "topology/device_map.h"
+#include "topology/placement.h"
+#include "topology/topology.h"
+#include "worker/model/checkpoint.h"
+#include "worker/model/family.h"
+
+namespace trireme {
+namespace {
+
+constexpr std::chrono::milliseconds kPollInterval{2};
+
+DType choose_dtype(const PlacementFlags& flags, const ModelSpec& model) {
+  const std::string& name = flags.dtype.empty() ? model.checkpoint_dtype() : flags.dtype;
+  const auto dtype = parse_dtype(name);
+  if (!dtype) {
+    throw Error(Code::kInvalidArgument,
+                "cannot use --dtype " + name + ": known are fp32, bf16, fp16");
+  }
+  return *dtype;
+}
+
+Placement choose_placement(const PlacementFlags& flags, const Topology& topology,
+                           const ModelSpec& model) {
+  if (flags.device_map != "auto") {
+    Placement placement = read_device_map(flags.device_map, model);
+    validate_placement(topology, model, placement);
+    predict_bytes(model, placement);
+    return placement;
+  }
+  PlacementOptions options;
+  options.dtype = choose_dtype(flags, model);
+  options.tp = flags.tp;
+  options.pp = flags.pp;
+  options.dp = flags.dp;
+  options.max_sequences = flags.max_sequences;
+  options.max_batch_tokens = flags.max_batch_tokens;
+  options.context = flags.context;
+  options.max_memory_bytes = flags.max_memory_bytes;
+  return plan_placement(topology, model, options);
+}
+
+}  // namespace
+
+struct Job::State {
+  PlacementFlags flags;
+  int32_t max_queue = 256;
+  std::unique_ptr<Workers> workers;
+  ModelSpec model;
+  std::unique_ptr<Tokenizer> tokenizer;
+  std::unique_ptr<ChatFormat> chat_format;
+  Placement placement;
+  std::unique_ptr<Engine> engine;  // before workers in destruction: it uses their channel
+
+  void assign(std::set<int>& loading);
+  // Takes one event of the load.
+  void on_load_event(const ChannelEvent& event, std::set<int>& loading, LoadDisplay& progress);
+};
+
+Job::Job(const Options& options) : state_(std::make_unique<State>()) {
+  State& s = *state_;
+  s.flags = options.placement;
+  s.max_queue = options.serve.max_queue;
+  s.workers = form_workers(options);
+  s.model = read_model_spec(s.flags.model);
+  s.tokenizer = load_tokenizer(s.flags.model, s.model.family());
+  if (s.tokenizer->size() > s.model.vocab_size()) {
+    throw Error(Code::kInvalidArgument,
+                "cannot serve " + s.model.name() + ": its tokenizer has " +
+                    std::to_string(s.tokenizer->size()) + " tokens, its embedding only " +
+                    std::to_string(s.model.vocab_size()) +
+                    " rows; tokenizer and weights are not of the same model");
+  }
+  s.chat_format =
+      make_chat_format(s.flags.model, s.model.family(), s.model.bos_id(), *s.tokenizer);
+  s.placement = choose_placement(s.flags, s.workers->topology(), s.model);
+}
+
+Job::~Job() {
+  if (state_->engine) state_->engine->stop("the service is ending");
+}
+
+void Job::State::assign(std::set<int>& loading) {
+  for (int replica = 0; replica < placement.replicas_size(); ++replica) {
+    const auto& stages = placement.replicas(replica).stages();
+    for (int stage = 0; stage < stages.size(); ++stage) {
+      for (const ShardSpec& shard : stages[stage].shards()) {
+        ToWorker message;
+        Assign& assign = *message.mutable_assign();
+        *assign.mutable_model() = model;
+        *assign.mutable_placement() = placement;
+        assign.set_replica(replica);
+        assign.set_stage(stage);
+        assign.set_tp_rank(shard.tp_rank());
+        assign.set_model_path(flags.model);
+        assign.set_logical_vocab_size(tokenizer->size());
+        assign.set_isa(flags.isa);
+        for (const RankInfo& rank : workers->topology().ranks()) {
+          if (rank.rank() == shard.rank()) assign.set_threads(rank.device().threads());
+        }
+        workers->channel().send(shard.rank(), message);
+        loading.insert(shard.rank());
+      }
+    }
+  }
+}
+
+void Job::State::on_load_event(const ChannelEvent& event, std::set<int>& loading,
+                               LoadDisplay& progress) {
+  const std::string who = "rank " + std::to_string(event.rank);
+  if (event.kind == ChannelEvent::Kind::kClosed) {
+    throw Error(Code::kUnavailable, "cannot load: " + who + " ended: " + event.reason);
+  }
+  if (event.kind != ChannelEvent::Kind::kMessage) return;
+  const FromWorker& message = event.message;
+  if (message.has_failed()) {
+    throw Error(static_cast<Code>(message.failed().code()),
+                "cannot load: " + who + ": " + message.failed().message());
+  }
+  if (message.has_progress()) {
+    progress.update(event.rank, message.progress().bytes_done(), message.progress().bytes_total());
+  }
+  if (message.has_ready() && loading.erase(event.rank) > 0) {
+    const Ready& ready = message.ready();
+    char seconds[16];
+    std::snprintf(seconds, sizeof seconds, "%.1f s", ready.load_s());
+    log_info(who + " ready: read " + format_bytes(ready.bytes_read()) + ", weights " +
+             format_bytes(ready.weight_bytes()) + ", KV " + format_bytes(ready.kv_bytes()) +
+             ", activations " + format_bytes(ready.activation_bytes()) + ", " + seconds);
+  }
+}
+
+void Job::load(const std::function<bool()>& stop_requested, std::function<void()> on_health) {
+  State& s = *state_;
+  std::set<int> loading;
+  LoadDisplay progress;
+  s.assign(loading);
+  while (!loading.empty()) {
+    if (stop_requested()) throw Error(Code::kCancelled, "stopped by a signal while loading");
+    const auto event = s.workers->channel().poll();
+    if (event) {
+      s.on_load_event(*event, loading, progress);
+    } else {
+      std::this_thread::sleep_for(kPollInterval);
+    }
+  }
+  progress.finish();
+  EngineOptions options;
+  options.max_queue = s.max_queue;
+  s.engine = std::make_unique<Engine>(s.workers->topology(), s.placement, s.workers->channel(),
+                                      options);
+  s.engine->set_health_listener(std::move(on_health));
+  s.engine->start();
+}
+
+const ModelSpec& Job::model() const { return state_->model; }
+const Topology& Job::topology() const { return state_->workers->topology(); }
+const Placement& Job::placement() const { return state_->placement; }
+const Tokenizer& Job::tokenizer() const { return *state_->tokenizer; }
+const ChatFormat& Job::chat_format() const { return *state_->chat_format; }
+Engine& Job::engine() { return *state_->engine; }
+
+}  // namespace trireme

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+// From options to a running job: forms the workers (threads of this process, or the other ranks of the
+// MPI job), places the model on them, loads it, and starts the engine.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "coordinator/engine.h"
+#include "coordinator/tokenizer/chat.h"
+#include "coordinator/tokenizer/tokenizer.h"
+#include "launch/options.h"
+#include "proto/cluster.pb.h"
+
+namespace trireme {
+
+// The coordinator's side of a job. Constructing it takes the steps up to load(): bootstrap, model spec,
+// tokenizer, placement; so bad input is found before a weight is read. Main thread only.
+class Job {
+ public:
+  // Throws Error; nothing is left running then.
+  explicit Job(const Options& options);
+  ~Job();  // stops the engine, ends the workers
+  Job(const Job&) = delete;
+
+  // Loads the weights on all workers, with progress on stderr, and starts the engine. `stop_requested`
+  // is polled so that a signal ends a long load. `on_health`: the engine's health listener.
+  void load(const std::function<bool()>& stop_requested, std::function<void()> on_health = {});
+
+  const ModelSpec& model() const;
+  const Topology& topology() const;
+  const Placement& placement() const;
+  const Tokenizer& tokenizer() const;
+  const ChatFormat& chat_format() const;
+  Engine& engine();                       // REQUIRES: load() returned
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+// What the launcher's environment says this process is; read by options.cc.
+//   rank 0 of n > 1, or alone: run the sub-command. Other ranks: run_worker().
+// Runs one worker until the coordinator ends it; returns the exit status.
+int run_worker(const Options& options);
+
+// The last call of main(): ends this process's part in the MPI job, if it is in one. After a rank died
+// MPI cannot finalise; rank 0 then ends the whole job with `status` and this does not return.
+int finish_process(int status);
+
+// The placement as a table for people: replica, stage, rank, host, layers, heads, bytes.
+std::string placement_table(const Topology& topology, const ModelSpec& model,
+                            const Placement& placement);
+
+}  // namespace trireme

@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: Apache-2.0
+// Every checkpoint with a reference, at every split: logits within tolerance of the reference, greedy
+// tokens equal while the reference's margin allows, and bit-identical rows whatever the pipeline split,
+// the chunking and the company.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "tests/support/rank_job.h"
+#include "tests/support/reference.h"
+#include "worker/model/family.h"
+
+namespace trireme {
+namespace {
+
+constexpr double kFp32Error = 2e-4;       // absolute, of a logit
+constexpr double kBf16PromptError = 2e-2; // relative norm over a prompt
+constexpr double kBf16RowError = 4e-2;    // relative norm of a row
+constexpr uint64_t kSequence = 1;         // the one that is looked at
+
+struct Case {
+  const char* checkpoint;
+  const char* dtype;
+  int tp;
+};
+
+std::string case_name(const testing::TestParamInfo<Case>& info) {
+  std::string name = std::string(info.param.checkpoint) + "_" + info.param.dtype + "_tp" +
+                     std::to_string(info.param.tp);
+  std::replace(name.begin(), name.end(), '-', '_');
+  return name;
+}
+
+std::vector<int32_t> forced_tokens(const ReferencePrompt& prompt) {
+  std::vector<int32_t> tokens = prompt.prompt;
+  // The last greedy token is drawn from the row before it and never fed.
+  if (!prompt.greedy.empty()) {
+    tokens.insert(tokens.end(), prompt.greedy.begin(), prompt.greedy.end() - 1);
+  }
+  return tokens;
+}
+
+struct Difference {
+  double max_abs = 0;
+  double square = 0;
+  double reference_square = 0;
+  void add(std::span<const float> row, const float* reference) {
+    for (size_t index = 0; index < row.size(); ++index) {
+      const double delta = double{row[index]} - reference[index];
+      max_abs = std::max(max_abs, std::fabs(delta));
+      square += delta * delta;
+      reference_square += double{reference[index]} * reference[index];
+    }
+  }
+  double relative() const { return std::sqrt(square / reference_square); }
+};
+
+void compare_logits(const ReferencePrompt& prompt, const Logits& logits, bool fp32) {
+  const auto length = static_cast<int32_t>(prompt.prompt.size());
+  Difference whole;
+  const auto compare_row = [&](int32_t position, const float* reference) {
+    const std::vector<float>& row = logits.at({kSequence, position});
+    Difference one;
+    one.add(row, reference);
+    whole.add(row, reference);
+    if (fp32) {
+      EXPECT_LE(one.max_abs, kFp32Error) << "position " << position;
+    } else {
+      EXPECT_LE(one.relative(), kBf16RowError) << "position " << position;
+    }
+  };
+  const std::vector<float>& last = logits.at({kSequence, length - 1});
+  if (!prompt.all_logits.empty()) {
+    for (int32_t position = 0; position < length; ++position) {
+      compare_row(position, prompt.all_logits.data() + static_cast<size_t>(position) * last.size());
+    }
+  } else if (!prompt.last_logits.empty()) {
+    compare_row(length - 1, prompt.last_logits.data());
+  }
+  ASSERT_FALSE(prompt.top_ids.empty());
+  for (size_t index = 0; index < prompt.top_ids.size() && fp32; ++index) {
+    EXPECT_NEAR(last[static_cast<size_t>(prompt.top_ids[index])], prompt.top_logits[index],
+                kFp32Error);
+  }
+  if (!fp32 && whole.reference_square > 0) {
+    EXPECT_LE(whole.relative(), kBf16PromptError);
+  }
+}
+
+// Forced decoding: at each step our best must be the reference's until a margin is within tolerance.
+int compare_greedy(const ReferencePrompt& prompt, const Logits& logits, double tolerance) {
+  const auto length = static_cast<int32_t>(prompt.prompt.size());
+  int compared = 0;
+  for (size_t step = 0; step < prompt.greedy.size(); ++step) {
+    if (prompt.margins[step] < tolerance) break;
+    const std::vector<float>& row =
+        logits.at({kSequence, length - 1 + static_cast<int32_t>(step)});
+    const auto best = std::max_element(row.begin(), row.end()) - row.begin();
+    EXPECT_EQ(best, prompt.greedy[step]) << "step " << step;
+    ++compared;
+  }
+  return compared;
+}
+
+void expect_identical(const Logits& base, const Logits& other, const std::string& what) {
+  for (const auto& [key, row] : base) {
+    if (key.first != kSequence) continue;
+    const auto found = other.find(key);
+    ASSERT_NE(found, other.end()) << what << ": no row for position " << key.second;
+    ASSERT_EQ(std::memcmp(row.data(), found->second.data(), row.size() * sizeof(float)), 0)
+        << what << ": position " << key.second << " differs in its bits";
+  }
+}
+
+class Golden : public testing::TestWithParam<Case> {};
+
+TEST_P(Golden, EverySplitChunkAndCompany) {
+  const Case& param = GetParam();
+  const auto path = find_checkpoint(param.checkpoint);
+  if (!path) GTEST_SKIP() << param.checkpoint << " is neither in ../shared nor in tests/data";
+  const ModelSpec model = read_model_spec(*path);
+  // fp16 holds these weights exactly and computes in fp32.
+  const bool fp32 = std::string(param.dtype) != "bf16";
+  int compared = 0;
+  for (const ReferencePrompt& prompt : read_reference(param.checkpoint)) {
+    const std::vector<int32_t> tokens = forced_tokens(prompt);
+    const auto length = static_cast<int32_t>(prompt.prompt.size());
+    const auto run = [&](int pp, int32_t chunk, int32_t company) {
+      RankJobOptions options;
+      options.model_path = *path;
+      options.dtype = param.dtype;
+      options.tp = param.tp;
+      options.pp = pp;
+      return run_local(options, make_script(model, tokens, length, chunk, company));
+    };
+    const Logits base = run(1, 0, 0);
+    compare_logits(prompt, base, fp32);
+    compared += compare_greedy(prompt, base, fp32 ? 2 * kFp32Error : 0.3);
+    for (const int pp : {1, 2, 3}) {
+      for (const int32_t chunk : {0, 5}) {
+        for (const int32_t company : {0, 7}) {
+          if (pp == 1 && chunk == 0 && company == 0) continue;
+          expect_identical(base, run(pp, chunk, company),
+                           "pp " + std::to_string(pp) + ", chunk " + std::to_string(chunk) +
+                               ", company " + std::to_string(company));
+        }
+      }
+    }
+  }
+  // Of stories260k only the least margin is known, too small for bf16.
+  if (fp32) {
+    EXPECT_GT(compared, 0) << "no greedy step could be compared";
+  }
+}
+
+std::vector<Case> all_cases() {
+  std::vector<Case> cases;
+  for (const char* checkpoint : {"tiny-chatglm3", "tiny-chatglm3-fp32", "tiny-chatglm3-fp16-sharded",
+                                 "tiny-llama3", "tiny-qwen2", "tiny-glm", "stories260k"}) {
+    for (const char* dtype : {"fp32", "bf16", "fp16"}) {
+      // stories260k was trained in fp32: fp16 does not hold its weights exactly.
+      if (checkpoint == std::string("stories260k") && dtype == std::string("fp16")) continue;
+      for (const int tp : {1, 2, 3, 4}) cases.push_back({checkpoint, dtype, tp});
+    }
+  }
+  return cases;
+}
+
+INSTANTIATE_TEST_SUITE_P(Checkpoints, Golden, testing::ValuesIn(all_cases()), case_name);
+
+}  // namespace
+}  // namespace trireme

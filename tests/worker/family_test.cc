@@ -1,0 +1,482 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "worker/model/family.h"
+
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "tests/worker/model_files.h"
+#include "worker/model/safetensors.h"
+
+namespace trireme {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+std::string shared_data(const std::string& name) {
+  return std::string(TRIREME_SOURCE_DIR) + "/../shared/data/" + name;
+}
+
+std::vector<int32_t> stop_ids(const ModelSpec& spec) {
+  return {spec.stop_ids().begin(), spec.stop_ids().end()};
+}
+
+// layers, hidden, heads, KV heads, head_dim, FFN, vocabulary, context, rotary channels
+std::vector<int32_t> dimensions(const ModelSpec& spec) {
+  return {spec.num_layers(),   spec.hidden_size(),    spec.num_heads(),
+          spec.num_kv_heads(), spec.head_dim(),       spec.ffn_size(),
+          spec.vocab_size(),   spec.context_length(), spec.rope().rotary_dim()};
+}
+
+// ---- every model at hand ----
+
+struct Known {
+  const char* path;  // below tests/data or ../shared/data
+  const char* family;
+  std::vector<int32_t> dimensions;
+  double norm_eps;
+  double rope_base;
+  bool qkv_bias;
+  bool tied;
+  const char* dtype;
+  std::vector<int32_t> stop_ids;
+  int32_t bos_id;
+};
+
+const std::vector<int32_t> kTinyChatglm = {3, 64, 8, 2, 8, 168, 576, 2048, 4};
+const std::vector<int32_t> kTinyLlama = {3, 64, 8, 2, 8, 168, 512, 2048, 8};
+const std::vector<int32_t> kTinyGlm = {3, 64, 8, 2, 16, 168, 512, 2048, 8};
+const std::vector<int32_t> kSmollm = {30, 576, 9, 3, 64, 1536, 49152, 8192, 64};
+
+const std::vector<Known> kModels = {
+    {"tiny-chatglm3", "chatglm", kTinyChatglm, 1e-5, 1e4, true, false, "bf16", {2}, -1},
+    {"tiny-chatglm3-fp16-sharded",
+     "chatglm",
+     kTinyChatglm,
+     1e-5,
+     1e4,
+     true,
+     false,
+     "fp16",
+     {2},
+     -1},
+    {"tiny-llama3", "llama", kTinyLlama, 1e-5, 5e5, false, false, "fp32", {484, 481}, 480},
+    {"tiny-qwen2", "qwen2", kTinyLlama, 1e-6, 1e6, true, true, "fp32", {482, 480}, -1},
+    {"tiny-glm", "glm", kTinyGlm, 1.5625e-7, 1e4, true, false, "fp32", {480, 487, 489}, -1},
+    {"gguf/tiny-chatglm3.gguf", "chatglm", kTinyChatglm, 1e-5, 1e4, true, false, "fp16", {2}, -1},
+    {"gguf/tiny-llama3.gguf",
+     "llama",
+     kTinyLlama,
+     1e-5,
+     5e5,
+     false,
+     false,
+     "fp16",
+     {484, 481},
+     480},
+    {"gguf/tiny-qwen2.gguf", "qwen2", kTinyLlama, 1e-6, 1e6, true, true, "fp16", {482, 480}, -1},
+    {"models/tiny-chatglm3-fp32", "chatglm", kTinyChatglm, 1e-5, 1e4, true, false, "fp32", {2}, -1},
+    {"models/stories260k",
+     "llama",
+     {5, 64, 8, 4, 8, 172, 512, 512, 8},
+     1e-5,
+     1e4,
+     false,
+     true,
+     "fp32",
+     {2},
+     1},
+    {"models/smollm2-135m", "llama", kSmollm, 1e-5, 1e5, false, true, "fp32", {2}, 1},
+    {"tokenizers/chatglm3",
+     "chatglm",
+     {28, 4096, 32, 2, 128, 13696, 65024, 8192, 64},
+     1e-5,
+     1e4,
+     true,
+     false,
+     "fp16",
+     {2},
+     -1},
+};
+
+class KnownModel : public testing::TestWithParam<Known> {};
+
+INSTANTIATE_TEST_SUITE_P(All, KnownModel, testing::ValuesIn(kModels), [](const auto& row) {
+  std::string name = row.param.path;
+  for (char& c : name) c = std::isalnum(static_cast<unsigned char>(c)) != 0 ? c : '_';
+  return name;
+});
+
+TEST_P(KnownModel, ReadsItsSpec) {
+  const Known& known = GetParam();
+  std::string path = test_data(known.path);
+  if (!fs::exists(path)) path = shared_data(known.path);
+  if (!fs::exists(path)) GTEST_SKIP() << path << " is not on this machine";
+  const ModelSpec spec = read_model_spec(path);
+  EXPECT_EQ(spec.family(), known.family);
+  EXPECT_EQ(spec.name(), fs::path(known.path).stem().string());
+  EXPECT_EQ(spec.checkpoint_format(), path.ends_with(".gguf") ? "gguf" : "safetensors");
+  EXPECT_EQ(dimensions(spec), known.dimensions);
+  EXPECT_FLOAT_EQ(spec.norm_eps(), known.norm_eps);
+  EXPECT_EQ(spec.rope().base(), known.rope_base);
+  EXPECT_EQ(spec.rope().pairing(), find_family(known.family).pairing);
+  EXPECT_EQ(spec.qkv_bias(), known.qkv_bias);
+  EXPECT_EQ(spec.tied_embeddings(), known.tied);
+  EXPECT_EQ(spec.checkpoint_dtype(), known.dtype);
+  EXPECT_EQ(stop_ids(spec), known.stop_ids);
+  EXPECT_EQ(spec.bos_id(), known.bos_id);
+  ASSERT_EQ(spec.modules_size(), spec.num_layers() + 3);
+}
+
+// Both dialects of HF and the divisors in GGUF say the same scaling.
+TEST(Family, ReadsLlama3Scaling) {
+  for (const char* path : {"tiny-llama3", "gguf/tiny-llama3.gguf"}) {
+    const RopeSpec rope = read_model_spec(test_data(path)).rope();
+    EXPECT_EQ(rope.scaling(), ROPE_SCALING_LLAMA3) << path;
+    EXPECT_FLOAT_EQ(rope.factor(), 8);
+    EXPECT_EQ(rope.low_freq_factor(), 1);
+    EXPECT_EQ(rope.high_freq_factor(), 4);
+    EXPECT_EQ(rope.original_context(), 64);
+  }
+}
+
+// ---- the real ChatGLM3-6B ----
+
+TEST(Family, NamesEveryTensorOfChatglm3AndCountsItsParameters) {
+  const std::string path = shared_data("tokenizers/chatglm3");
+  if (!fs::exists(path)) GTEST_SKIP() << path << " is not on this machine";
+  const ModelSpec spec = read_model_spec(path);
+  std::set<std::string> expected = {"transformer.rotary_pos_emb.inv_freq"};
+  for (const WeightRule& rule : weight_rules(spec)) {
+    for (int32_t layer = 0; layer < spec.num_layers(); ++layer) {
+      expected.insert(tensor_name(rule, layer));
+    }
+  }
+  std::set<std::string> found;
+  for (const auto& entry : read_safetensors_index(path + "/model.safetensors.index.json")) {
+    found.insert(entry.first);
+  }
+  EXPECT_EQ(found, expected);
+  EXPECT_EQ(found.size(), 200u);
+  uint64_t parameters = 0;
+  for (const ModuleSpec& module : spec.modules()) parameters += module.parameters();
+  EXPECT_EQ(parameters, 6'243'584'000u);
+  EXPECT_EQ(spec.modules(0).name(), "transformer.embedding.word_embeddings");
+  EXPECT_EQ(spec.modules(4).name(), "transformer.encoder.layers.3");
+  EXPECT_EQ(spec.modules(29).name(), "transformer.encoder.final_layernorm");
+  EXPECT_EQ(spec.modules(30).name(), "transformer.output_layer");
+}
+
+// ---- rules ----
+
+// Each slot is filled by all its segments, once; a row too many or too few would load nonsense.
+TEST(Family, RulesFillEverySlotOnce) {
+  for (const ModelFamily* family : model_families()) {
+    for (const auto* rules : {&family->safetensors, &family->gguf}) {
+      if (rules->empty()) continue;
+      std::multiset<std::pair<Slot, Segment>> filled;
+      for (const WeightRule& rule : *rules) {
+        for (Segment segment : rule.segments) filled.emplace(rule.slot, segment);
+      }
+      const std::multiset<std::pair<Slot, Segment>> needed = {
+          {Slot::kEmbedding, Segment::kVocab}, {Slot::kHead, Segment::kVocab},
+          {Slot::kFinalNorm, Segment::kWhole}, {Slot::kAttentionNorm, Segment::kWhole},
+          {Slot::kMlpNorm, Segment::kWhole},   {Slot::kAttentionOut, Segment::kWhole},
+          {Slot::kDown, Segment::kWhole},      {Slot::kGateUp, Segment::kGate},
+          {Slot::kGateUp, Segment::kUp},       {Slot::kQkv, Segment::kQ},
+          {Slot::kQkv, Segment::kK},           {Slot::kQkv, Segment::kV},
+          {Slot::kQkvBias, Segment::kQ},       {Slot::kQkvBias, Segment::kK},
+          {Slot::kQkvBias, Segment::kV}};
+      EXPECT_EQ(filled, needed) << family->name;
+    }
+  }
+}
+
+// ---- variants of config.json ----
+
+// tests/data/BASE/config.json with `changes` merged in (null removes a key).
+ModelSpec read_changed(const std::string& base, const json& changes,
+                       const json& generation = nullptr) {
+  const TemporaryFolder folder;
+  json config = json::parse(read_whole(test_data(base + "/config.json")));
+  config.merge_patch(changes);
+  folder.write("config.json", config.dump());
+  if (!generation.is_null()) folder.write("generation_config.json", generation.dump());
+  return read_model_spec(folder.path());
+}
+
+TEST(Config, ReadsTheDialectOfPublishedCheckpoints) {
+  const ModelSpec spec =
+      read_changed("tiny-llama3",
+                   {{"rope_parameters", nullptr}, {"dtype", nullptr}, {"torch_dtype", "bfloat16"}});
+  EXPECT_EQ(spec.rope().base(), 5e5);
+  EXPECT_EQ(spec.rope().scaling(), ROPE_SCALING_LLAMA3);
+  EXPECT_EQ(spec.checkpoint_dtype(), "bf16");
+}
+
+TEST(Config, ReadsTheDialectOfTransformers5) {
+  const ModelSpec spec = read_changed(
+      "tiny-glm",
+      {{"rope_theta", nullptr}, {"partial_rotary_factor", nullptr}, {"torch_dtype", nullptr}});
+  EXPECT_EQ(spec.rope().base(), 1e4);
+  EXPECT_EQ(spec.rope().rotary_dim(), 8);
+  EXPECT_EQ(spec.checkpoint_dtype(), "fp32");
+}
+
+TEST(Config, FillsInWhatOldConfigsLeaveOut) {
+  const ModelSpec spec = read_changed("tiny-llama3", {{"rope_parameters", nullptr},
+                                                      {"rope_scaling", nullptr},
+                                                      {"rope_theta", nullptr},
+                                                      {"head_dim", nullptr},
+                                                      {"num_key_value_heads", nullptr},
+                                                      {"attention_bias", nullptr},
+                                                      {"tie_word_embeddings", nullptr},
+                                                      {"mlp_bias", nullptr}});
+  EXPECT_EQ(spec.rope().base(), 1e4);
+  EXPECT_EQ(spec.rope().scaling(), ROPE_SCALING_NONE);
+  EXPECT_EQ(spec.head_dim(), 8);
+  EXPECT_EQ(spec.num_kv_heads(), 8);
+  EXPECT_FALSE(spec.tied_embeddings());
+}
+
+TEST(Config, TakesTheTypeOfTheWeightsWhereNoneIsSaid) {
+  const TemporaryFolder folder;
+  fs::copy(test_data("tiny-chatglm3"), folder.path());
+  json config = json::parse(read_whole(folder.path() + "/config.json"));
+  config.erase("torch_dtype");
+  folder.write("config.json", config.dump());
+  EXPECT_EQ(read_model_spec(folder.path()).checkpoint_dtype(), "bf16");
+}
+
+TEST(Config, ReadsVariants) {
+  EXPECT_EQ(read_changed("tiny-chatglm3", {{"rope_ratio", 50}}).rope().base(), 5e5);
+  EXPECT_EQ(read_changed("tiny-chatglm3", {{"multi_query_attention", false}}).num_kv_heads(), 8);
+  EXPECT_FALSE(read_changed("tiny-chatglm3", {{"add_qkv_bias", false}}).qkv_bias());
+  EXPECT_TRUE(read_changed("tiny-llama3", {{"attention_bias", true}}).qkv_bias());
+  const ModelSpec linear = read_changed(
+      "tiny-qwen2",
+      {{"rope_parameters", nullptr}, {"rope_scaling", {{"type", "linear"}, {"factor", 2.5}}}});
+  EXPECT_EQ(linear.rope().scaling(), ROPE_SCALING_LINEAR);
+  EXPECT_EQ(linear.rope().factor(), 2.5);
+  const ModelSpec stops = read_changed("tiny-chatglm3", json::object(),
+                                       {{"eos_token_id", {2, 7, 9}}, {"bos_token_id", 1}});
+  EXPECT_EQ(stop_ids(stops), (std::vector<int32_t>{2, 7, 9}));
+  EXPECT_EQ(stops.bos_id(), 1);
+}
+
+// ---- what is refused ----
+
+struct BadConfig {
+  const char* name;
+  const char* base;
+  json changes;
+  const char* message;
+};
+
+const std::vector<BadConfig> kBadConfigs = {
+    {"NoType",
+     "tiny-llama3",
+     {{"model_type", nullptr}},
+     "model_type is missing; one of chatglm, glm"},
+    {"UnknownType",
+     "tiny-llama3",
+     {{"model_type", "gpt2"}},
+     "model_type is \"gpt2\"; one of chatglm"},
+    {"NumberForType", "tiny-llama3", {{"model_type", 3}}, "model_type is 3; a string"},
+    {"Quantised",
+     "tiny-llama3",
+     {{"quantization_config", {{"quant_method", "gptq"}}}},
+     "quantization_config is an object; plain"},
+    {"NoLayers", "tiny-llama3", {{"num_hidden_layers", nullptr}}, "num_hidden_layers is missing"},
+    {"ZeroLayers", "tiny-llama3", {{"num_hidden_layers", 0}}, "num_hidden_layers is 0; an integer"},
+    {"NegativeHidden", "tiny-llama3", {{"hidden_size", -64}}, "hidden_size is -64"},
+    {"HugeHidden", "tiny-llama3", {{"hidden_size", 1 << 20}}, "hidden_size is 1048576"},
+    {"FractionalHeads",
+     "tiny-llama3",
+     {{"num_attention_heads", 7.5}},
+     "num_attention_heads is 7.5"},
+    {"TextForFfn", "tiny-llama3", {{"intermediate_size", "168"}}, "intermediate_size is \"168\""},
+    {"Past63Bits",
+     "tiny-llama3",
+     {{"vocab_size", 18446744073709551615u}},
+     "vocab_size is 18446744073709551615"},
+    {"HeadsDoNotShare",
+     "tiny-llama3",
+     {{"num_key_value_heads", 3}},
+     "8 attention heads cannot share 3 key/value heads"},
+    {"MoreKvThanHeads", "tiny-llama3", {{"num_key_value_heads", 16}}, "cannot share 16"},
+    {"HeadsDoNotDivide",
+     "tiny-llama3",
+     {{"head_dim", nullptr}, {"num_attention_heads", 6}},
+     "head_dim is missing; it is needed"},
+    {"OddRotary", "tiny-glm", {{"head_dim", 10}}, "5 of 10 channels of a head rotate"},
+    {"PartialDisagrees",
+     "tiny-glm",
+     {{"partial_rotary_factor", 0.25}},
+     "rope_parameters.partial_rotary_factor is 0.5; the same"},
+    {"PartialOverOne",
+     "tiny-glm",
+     {{"rope_parameters", {{"partial_rotary_factor", 1.5}}}},
+     "partial_rotary_factor is 1.5"},
+    {"ThetaDisagrees",
+     "tiny-llama3",
+     {{"rope_theta", 10000}},
+     "rope_parameters.rope_theta is 500000"},
+    {"ZeroTheta",
+     "tiny-llama3",
+     {{"rope_parameters", nullptr}, {"rope_theta", 0}},
+     "rope_theta is 0"},
+    {"Yarn",
+     "tiny-qwen2",
+     {{"rope_parameters", nullptr}, {"rope_scaling", {{"type", "yarn"}, {"factor", 4}}}},
+     "rope_scaling.type is \"yarn\"; default, linear or llama3"},
+    {"ScalingDisagrees",
+     "tiny-llama3",
+     {{"rope_scaling", {{"rope_type", "linear"}}}},
+     "rope_scaling is an object; the same type"},
+    {"NoFactor",
+     "tiny-llama3",
+     {{"rope_parameters", {{"factor", nullptr}}}},
+     "rope_parameters.factor is missing"},
+    {"FactorsReversed",
+     "tiny-llama3",
+     {{"rope_parameters", {{"low_freq_factor", 9}}}},
+     "high_freq_factor is 4.0; more than"},
+    {"RopeIsNoObject", "tiny-llama3", {{"rope_parameters", 7}}, "rope_parameters is 7; an object"},
+    {"Activation", "tiny-llama3", {{"hidden_act", "gelu"}}, "hidden_act is \"gelu\"; silu"},
+    {"MlpBias", "tiny-llama3", {{"mlp_bias", true}}, "mlp_bias is true; only false"},
+    {"TextForFlag",
+     "tiny-llama3",
+     {{"attention_bias", "yes"}},
+     "attention_bias is \"yes\"; true or"},
+    {"SlidingWindow",
+     "tiny-qwen2",
+     {{"sliding_window", 1024}, {"use_sliding_window", true}},
+     "sliding_window is 1024; attention over the whole"},
+    {"ZeroEps", "tiny-llama3", {{"rms_norm_eps", 0}}, "rms_norm_eps is 0"},
+    {"Dtype", "tiny-llama3", {{"dtype", "float8_e4m3fn"}}, "dtype is \"float8_e4m3fn\"; float32"},
+    {"EosOutside",
+     "tiny-llama3",
+     {{"eos_token_id", 512}},
+     "end-of-text id 512 is not in the vocab"},
+    {"EosNegative", "tiny-llama3", {{"eos_token_id", -1}}, "eos_token_id is -1"},
+    {"EosText", "tiny-llama3", {{"eos_token_id", {1, "x"}}}, "eos_token_id is a list; each item"},
+    {"LayerNorm", "tiny-chatglm3", {{"rmsnorm", false}}, "rmsnorm is false; only true"},
+    {"NoFinalNorm", "tiny-chatglm3", {{"post_layer_norm", false}}, "post_layer_norm is false"},
+    {"PostResidual",
+     "tiny-chatglm3",
+     {{"apply_residual_connection_post_layernorm", true}},
+     "apply_residual_connection_post_layernorm is true; only false"},
+    {"LinearBias", "tiny-chatglm3", {{"add_bias_linear", true}}, "add_bias_linear is true"},
+    {"Prefix", "tiny-chatglm3", {{"pre_seq_len", 128}}, "pre_seq_len is 128; a model without"},
+    {"QuantBits", "tiny-chatglm3", {{"quantization_bit", 4}}, "quantization_bit is 4"},
+    {"Groups", "tiny-chatglm3", {{"multi_query_group_num", 0}}, "multi_query_group_num is 0"},
+    {"RopeRatio", "tiny-chatglm3", {{"rope_ratio", -1}}, "rope_ratio is -1"},
+};
+
+class RefusedConfig : public testing::TestWithParam<BadConfig> {};
+
+INSTANTIATE_TEST_SUITE_P(All, RefusedConfig, testing::ValuesIn(kBadConfigs),
+                         [](const auto& row) { return std::string(row.param.name); });
+
+TEST_P(RefusedConfig, NamesTheKey) {
+  expect_error(Code::kInvalidArgument, GetParam().message,
+               [] { read_changed(GetParam().base, GetParam().changes); });
+}
+
+TEST(Config, RefusesWhatIsNoConfig) {
+  const TemporaryFolder folder;
+  expect_error(Code::kNotFound, "config.json", [&] { read_model_spec(folder.path()); });
+  expect_error(Code::kNotFound, "/nothing", [&] { read_model_spec(folder.path() + "/nothing"); });
+  folder.write("config.json", "{\"model_type\":");
+  expect_error(Code::kInvalidArgument, "no valid JSON", [&] { read_model_spec(folder.path()); });
+  folder.write("config.json", std::string(17 << 20, ' '));
+  expect_error(Code::kInvalidArgument, "at most 16777216", [&] { read_model_spec(folder.path()); });
+  expect_error(Code::kInvalidArgument, "cannot serve the model family 'bert': one of chatglm, glm",
+               [] { find_family("bert"); });
+}
+
+// ---- GGUF metadata ----
+
+// A Llama of one layer; `change` comes last and adds keys or tensors.
+ModelSpec read_gguf(const std::function<void(GgufBuilder&)>& change,
+                    const std::set<std::string>& without = {}) {
+  const TemporaryFolder folder;
+  GgufBuilder builder;
+  builder.string("general.architecture", "llama");
+  const std::vector<std::pair<std::string, uint32_t>> integers = {
+      {"block_count", 1},          {"embedding_length", 16},
+      {"attention.head_count", 4}, {"attention.head_count_kv", 2},
+      {"feed_forward_length", 32}, {"context_length", 128}};
+  for (const auto& [key, value] : integers) {
+    if (!without.contains(key)) builder.integer("llama." + key, value);
+  }
+  builder.number("llama.attention.layer_norm_rms_epsilon", 1e-5f);
+  if (!without.contains("embedding")) {
+    builder.values("token_embd.weight", {16, 8}, std::vector<float>(128));
+  }
+  change(builder);
+  return read_model_spec(folder.write("tiny.gguf", builder.build()));
+}
+
+TEST(GgufConfig, ReadsDefaultsAndScaling) {
+  const ModelSpec plain = read_gguf([](auto&) {});
+  EXPECT_EQ(dimensions(plain), (std::vector<int32_t>{1, 16, 4, 2, 4, 32, 8, 128, 4}));
+  EXPECT_EQ(plain.rope().base(), 10000);
+  EXPECT_TRUE(plain.tied_embeddings());
+  EXPECT_EQ(plain.bos_id(), -1);
+  const ModelSpec linear = read_gguf([](auto& b) {
+    b.string("llama.rope.scaling.type", "linear").number("llama.rope.scaling.factor", 4);
+  });
+  EXPECT_EQ(linear.rope().scaling(), ROPE_SCALING_LINEAR);
+  EXPECT_EQ(linear.rope().factor(), 4);
+}
+
+TEST(GgufConfig, RefusesWhatItCannotServe) {
+  const auto refused = [](const char* message, const std::function<void(GgufBuilder&)>& change,
+                          const std::set<std::string>& without = {}) {
+    expect_error(Code::kInvalidArgument, message, [&] { read_gguf(change, without); });
+  };
+  const auto none = [](GgufBuilder&) {};
+  refused("llama.block_count is missing; an integer", none, {"block_count"});
+  refused("llama.attention.head_count is 0",
+          [](auto& b) { b.integer("llama.attention.head_count", 0); }, {"attention.head_count"});
+  refused("the embedding is 0 rows", none, {"embedding"});
+  refused("llama.expert_count is 8", [](auto& b) { b.integer("llama.expert_count", 8); });
+  refused("attention.sliding_window is 4096",
+          [](auto& b) { b.integer("llama.attention.sliding_window", 4096); });
+  refused("split.count is 3; a single file",
+          [](auto& b) { b.raw("split.count", 2, bytes_of(uint16_t{3})); });
+  refused("llama.rope.scaling.type is yarn; none or linear",
+          [](auto& b) { b.string("llama.rope.scaling.type", "yarn"); });
+  refused("rope.dimension_count is 2; all 4",
+          [](auto& b) { b.integer("llama.rope.dimension_count", 2); });
+  refused("attention.value_length is 8",
+          [](auto& b) { b.integer("llama.attention.value_length", 8); });
+  refused("rope_freqs.weight is not the scaling of Llama 3", [](auto& b) {
+    b.values("rope_freqs.weight", {2}, {3, 0.5f});
+  });
+  refused("rope_freqs.weight is not the scaling of Llama 3", [](auto& b) {
+    b.values("rope_freqs.weight", {2}, {NAN, NAN});
+  });
+  refused("rope_freqs.weight is of another shape", [](auto& b) {
+    b.values("rope_freqs.weight", {3}, {1, 1, 1});
+  });
+  refused("eos_token_id is 8; an id of the vocabulary of 8",
+          [](auto& b) { b.integer("tokenizer.ggml.eos_token_id", 8); });
+}
+
+TEST(GgufConfig, RefusesOtherArchitectures) {
+  const TemporaryFolder folder;
+  GgufBuilder builder;
+  expect_error(Code::kInvalidArgument, "cannot serve the model family ''",
+               [&] { read_model_spec(folder.write("a.gguf", builder.build())); });
+  builder.string("general.architecture", "glm");
+  expect_error(Code::kInvalidArgument, "read from safetensors only",
+               [&] { read_model_spec(folder.write("a.gguf", builder.build())); });
+}
+
+}  // namespace
+}  // namespace trireme

@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "topology/device_map.h"
+
+#include <google/protobuf/util/json_util.h>
+
+#include <fstream>
+#include <sstream>
+
+#include "kernels/base/error.h"
+#include "topology/shard.h"
+
+namespace trireme {
+namespace {
+
+constexpr size_t kMaxFileBytes = 16u << 20;
+
+// A shard of which only the rank is given owns an even cut of its group.
+void fill_ranges(const ModelSpec& model, StageSpec& stage) {
+  for (int tp_rank = 0; tp_rank < stage.shards_size(); ++tp_rank) {
+    ShardSpec& shard = *stage.mutable_shards(tp_rank);
+    if (shard.has_heads() || shard.has_kv_heads() || shard.has_ffn() || shard.has_vocab()) continue;
+    const int32_t rank = shard.rank();
+    shard = make_shard(model, tp_rank, stage.shards_size());
+    shard.set_rank(rank);
+  }
+}
+
+}  // namespace
+
+Placement read_device_map(const std::string& path, const ModelSpec& model) {
+  std::ifstream file(path);
+  if (!file) {
+    throw Error(Code::kNotFound, "cannot open the device map " + path +
+                                     ": give --device_map auto, or a Placement file as `trireme "
+                                     "plan --json` writes it");
+  }
+  std::ostringstream text;
+  text << file.rdbuf();
+  if (text.str().size() > kMaxFileBytes) {
+    throw Error(Code::kInvalidArgument, "cannot read the device map " + path + ": it has " +
+                                            std::to_string(text.str().size()) +
+                                            " bytes, at most 16 MiB are read");
+  }
+  Placement placement;
+  const auto status = google::protobuf::util::JsonStringToMessage(text.str(), &placement);
+  if (!status.ok()) {
+    throw Error(Code::kInvalidArgument, "cannot read the device map " + path + ": " +
+                                            std::string(status.message()) +
+                                            "; needed is a Placement as `trireme plan --json` "
+                                            "writes it");
+  }
+  for (ReplicaSpec& replica : *placement.mutable_replicas()) {
+    for (StageSpec& stage : *replica.mutable_stages()) fill_ranges(model, stage);
+  }
+  return placement;
+}
+
+std::string placement_to_json(const Placement& placement) {
+  google::protobuf::util::JsonPrintOptions options;
+  options.preserve_proto_field_names = true;
+  options.always_print_primitive_fields = true;
+  std::string json;
+  // Fails for messages with Any fields only, which a Placement has not.
+  (void)google::protobuf::util::MessageToJsonString(placement, &json, options);
+  return json;
+}
+
+}  // namespace trireme

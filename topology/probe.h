@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: Apache-2.0
+// What this process can see of its machine, whole: topology.h divides it among the ranks of a node.
+#pragma once
+
+#include <string>
+
+#include "proto/cluster.pb.h"
+
+namespace trireme {
+
+// The cores that this process may run on (affinity mask and cgroup quota) and the memory that is
+// available now (/proc/meminfo, or less if a cgroup says so).
+DeviceInfo probe_cpu(const std::string& isa);
+
+std::string host_name();
+
+}  // namespace trireme

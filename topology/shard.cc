@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "topology/shard.h"
+
+#include <algorithm>
+#include <string>
+
+#include "kernels/base/error.h"
+#include "kernels/sizes.h"
+
+namespace trireme {
+namespace {
+
+int32_t length(const Range& range) { return range.end() - range.begin(); }
+
+// The begin of part `index` when `total` units are cut into `parts` as evenly as can be.
+int32_t cut(int32_t total, int32_t index, int32_t parts) {
+  return static_cast<int32_t>(int64_t{total} * index / parts);
+}
+
+void set(Range* range, int32_t begin, int32_t end) {
+  range->set_begin(begin);
+  range->set_end(end);
+}
+
+void check_range(const Range& range, int32_t limit, const char* field, int32_t rank) {
+  if (range.begin() < 0 || range.begin() > range.end() || range.end() > limit) {
+    throw Error(Code::kInvalidArgument,
+                "cannot use the placement: rank " + std::to_string(rank) + " has " + field + " [" +
+                    std::to_string(range.begin()) + ", " + std::to_string(range.end()) +
+                    "), the model has [0, " + std::to_string(limit) + ")");
+  }
+}
+
+}  // namespace
+
+ShardSpec make_shard(const ModelSpec& model, int32_t tp_rank, int32_t tp_degree) {
+  if (tp_degree > model.num_heads()) {
+    throw Error(Code::kInvalidArgument,
+                "cannot split " + model.name() + " over " + std::to_string(tp_degree) +
+                    " tensor-parallel ranks: it has " + std::to_string(model.num_heads()) +
+                    " attention heads; use --tp " + std::to_string(model.num_heads()) +
+                    " or less");
+  }
+  ShardSpec shard;
+  shard.set_tp_rank(tp_rank);
+  const int32_t head_begin = cut(model.num_heads(), tp_rank, tp_degree);
+  const int32_t head_end = cut(model.num_heads(), tp_rank + 1, tp_degree);
+  set(shard.mutable_heads(), head_begin, head_end);
+  const int32_t group = model.num_heads() / model.num_kv_heads();
+  set(shard.mutable_kv_heads(), head_begin / group, (head_end + group - 1) / group);
+  const int32_t units = model.ffn_size() / kFfnUnit;
+  const bool last = tp_rank + 1 == tp_degree;
+  set(shard.mutable_ffn(), cut(units, tp_rank, tp_degree) * kFfnUnit,
+      last ? model.ffn_size() : cut(units, tp_rank + 1, tp_degree) * kFfnUnit);
+  set(shard.mutable_vocab(), cut(model.vocab_size(), tp_rank, tp_degree),
+      cut(model.vocab_size(), tp_rank + 1, tp_degree));
+  return shard;
+}
+
+void validate_shard(const ModelSpec& model, const ShardSpec& shard) {
+  check_range(shard.heads(), model.num_heads(), "heads", shard.rank());
+  check_range(shard.kv_heads(), model.num_kv_heads(), "kv_heads", shard.rank());
+  check_range(shard.ffn(), model.ffn_size(), "ffn", shard.rank());
+  check_range(shard.vocab(), model.vocab_size(), "vocab", shard.rank());
+  const int32_t group = model.num_heads() / model.num_kv_heads();
+  if (length(shard.heads()) > 0 &&
+      (shard.kv_heads().begin() > shard.heads().begin() / group ||
+       shard.kv_heads().end() < (shard.heads().end() + group - 1) / group)) {
+    throw Error(Code::kInvalidArgument,
+                "cannot use the placement: rank " + std::to_string(shard.rank()) +
+                    " lacks KV heads that its query heads [" +
+                    std::to_string(shard.heads().begin()) + ", " +
+                    std::to_string(shard.heads().end()) + ") read");
+  }
+}
+
+uint64_t weight_bytes(const ModelSpec& model, const StageSpec& stage, const ShardSpec& shard,
+                      DType dtype) {
+  const int64_t hidden = model.hidden_size();
+  const int64_t q = int64_t{length(shard.heads())} * model.head_dim();
+  const int64_t kv = int64_t{length(shard.kv_heads())} * model.head_dim();
+  const int64_t ffn = length(shard.ffn());
+  const auto f32 = element_size(DType::kF32);
+  int64_t layer = 2 * hidden * f32 + packed_weight_bytes(dtype, q + 2 * kv, hidden) +
+                  packed_weight_bytes(dtype, hidden, q) +
+                  packed_weight_bytes(dtype, 2 * ffn, hidden) +
+                  packed_weight_bytes(dtype, hidden, ffn);
+  if (model.qkv_bias()) layer += (q + 2 * kv) * f32;
+  int64_t total = layer * length(stage.layers());
+  const int64_t table = packed_weight_bytes(dtype, length(shard.vocab()), hidden);
+  if (stage.has_embedding() || (stage.has_head() && model.tied_embeddings())) total += table;
+  if (stage.has_head()) total += hidden * f32 + (model.tied_embeddings() ? 0 : table);
+  return static_cast<uint64_t>(total);
+}
+
+uint64_t kv_bytes(const ModelSpec& model, const StageSpec& stage, const ShardSpec& shard,
+                  const Placement& placement) {
+  const DType weights = parse_dtype(placement.dtype()).value_or(DType::kF32);
+  return static_cast<uint64_t>(
+      length(stage.layers()) *
+      kv_layer_bytes(activation_dtype(weights), placement.num_blocks(), length(shard.kv_heads()),
+                     placement.block_size(), model.head_dim()));
+}
+
+uint64_t activation_bytes(const ModelSpec& model, const StageSpec& stage, const ShardSpec& shard,
+                          const Placement& placement) {
+  const int64_t tokens = placement.max_batch_tokens();
+  const int64_t sequences = placement.max_sequences();
+  const int64_t hidden = model.hidden_size();
+  const int64_t q = int64_t{length(shard.heads())} * model.head_dim();
+  const int64_t kv = int64_t{length(shard.kv_heads())} * model.head_dim();
+  const int64_t ffn = length(shard.ffn());
+  const DType weights = parse_dtype(placement.dtype()).value_or(DType::kF32);
+  const int64_t e = element_size(activation_dtype(weights));
+  const auto f32 = element_size(DType::kF32);
+  // residual and branch; normed input; qkv; attention out; gate|up; gated product
+  int64_t bytes = tokens * (2 * hidden * f32 + hidden * e + (q + 2 * kv) * f32 + q * e +
+                            2 * ffn * f32 + ffn * e);
+  // rotary tables; the micro-batch's indices
+  const int64_t context = placement.context();
+  const int64_t blocks = (context + placement.block_size() - 1) / placement.block_size();
+  bytes += context * model.rope().rotary_dim() * f32;
+  bytes += (3 * tokens + 3 * sequences + 1 + sequences * blocks) *
+           element_size(DType::kI32);
+  if (stage.has_head()) {
+    bytes += sequences * (hidden * (f32 + e) + length(shard.vocab()) * f32);
+    // The first rank holds the gathered logits, and their copy on the host.
+    const int copies = shard.tp_rank() > 0 ? 0 : stage.shards_size() > 1 ? 2 : 1;
+    bytes += copies * sequences * model.vocab_size() * f32;
+  }
+  return static_cast<uint64_t>(bytes);
+}
+
+}  // namespace trireme

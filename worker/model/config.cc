@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "worker/model/config.h"
+
+#include <filesystem>
+#include <string_view>
+
+#include "kernels/base/error.h"
+
+namespace trireme {
+namespace {
+
+[[noreturn]] void fail(const std::string& source, const std::string& what) {
+  throw Error(Code::kInvalidArgument, source + ": " + what);
+}
+
+// A module is called as its weight is, without the last part.
+std::string module_of(const ModelFamily& family, Slot slot) {
+  for (const WeightRule& rule : family.safetensors) {
+    if (rule.slot != slot) continue;
+    const std::string_view name = rule.name;
+    return std::string(name.substr(0, name.rfind('.')));
+  }
+  return "";
+}
+
+void add_module(const std::string& name, int64_t parameters, ModelSpec& spec) {
+  ModuleSpec* entry = spec.add_modules();
+  entry->set_name(name);
+  entry->set_parameters(static_cast<uint64_t>(parameters));
+}
+
+// HF's names whatever the format, for they are what a device map is written in.
+void list_modules(const ModelFamily& family, ModelSpec& spec) {
+  const int64_t hidden = spec.hidden_size();
+  const int64_t q = int64_t{spec.num_heads()} * spec.head_dim();
+  const int64_t qkv = q + 2 * int64_t{spec.num_kv_heads()} * spec.head_dim();
+  const int64_t table = int64_t{spec.vocab_size()} * hidden;
+  const int64_t layer = qkv * hidden + (spec.qkv_bias() ? qkv : 0) + hidden * q +
+                        3 * hidden * spec.ffn_size() + 2 * hidden;
+  spec.clear_modules();
+  add_module(module_of(family, Slot::kEmbedding), table, spec);
+  for (int32_t i = 0; i < spec.num_layers(); ++i) {
+    add_module(tensor_name({family.layer_module, Slot::kQkv, {}}, i), layer, spec);
+  }
+  add_module(module_of(family, Slot::kFinalNorm), hidden, spec);
+  add_module(module_of(family, Slot::kHead), spec.tied_embeddings() ? 0 : table, spec);
+}
+
+}  // namespace
+
+void finish_spec(const ModelFamily& family, const std::string& source, ModelSpec& spec) {
+  spec.set_family(family.name);
+  spec.mutable_rope()->set_pairing(family.pairing);
+  if (spec.num_kv_heads() > spec.num_heads() || spec.num_heads() % spec.num_kv_heads() != 0) {
+    fail(source, std::to_string(spec.num_heads()) + " attention heads cannot share " +
+                     std::to_string(spec.num_kv_heads()) + " key/value heads; a divisor is needed");
+  }
+  const int32_t rotary = spec.rope().rotary_dim();
+  if (rotary < 2 || rotary % 2 != 0 || rotary > spec.head_dim()) {
+    fail(source,
+         std::to_string(rotary) + " of " + std::to_string(spec.head_dim()) +
+             " channels of a head rotate; an even number from 2 up to the head's is needed");
+  }
+  for (int32_t id : spec.stop_ids()) {
+    if (id >= spec.vocab_size()) {
+      fail(source, "the end-of-text id " + std::to_string(id) + " is not in the vocabulary of " +
+                       std::to_string(spec.vocab_size()));
+    }
+  }
+  list_modules(family, spec);
+}
+
+ModelSpec read_model_spec(const std::string& path) {
+  std::error_code error;
+  return std::filesystem::is_directory(path, error) ? read_hf_spec(path) : read_gguf_spec(path);
+}
+
+}  // namespace trireme

@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "worker/model/mapped_file.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <system_error>
+#include <utility>
+
+#include "kernels/base/error.h"
+
+namespace trireme {
+namespace {
+
+[[noreturn]] void fail(const std::string& path, int error) {
+  const bool absent = error == ENOENT || error == ENOTDIR;
+  throw Error(absent ? Code::kNotFound : Code::kFailedPrecondition,
+              "cannot read " + path + ": " + std::generic_category().message(error) +
+                  "; a readable file is needed");
+}
+
+}  // namespace
+
+MappedFile::MappedFile(const std::string& path) : path_(path) {
+  // O_NONBLOCK: opening a named pipe must not wait for its writer.
+  const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  if (file < 0) fail(path, errno);
+  struct stat status = {};
+  const int error = fstat(file, &status) == 0 ? 0 : errno;
+  if (error == 0 && S_ISREG(status.st_mode) && status.st_size > 0) {
+    void* map = mmap(nullptr, status.st_size, PROT_READ, MAP_PRIVATE, file, 0);
+    const int map_error = errno;
+    close(file);
+    if (map == MAP_FAILED) fail(path, map_error);
+    data_ = static_cast<const std::byte*>(map);
+    size_ = status.st_size;
+    // A hint only (deeper read-ahead), so its failure does not matter.
+    (void)madvise(map, size_, MADV_SEQUENTIAL);
+    return;
+  }
+  close(file);
+  if (error != 0) fail(path, error);
+  if (!S_ISREG(status.st_mode)) {
+    throw Error(Code::kNotFound, "cannot read " + path + ": it is " +
+                                     (S_ISDIR(status.st_mode) ? "a directory" : "no regular file") +
+                                     "; a file is needed");
+  }
+}
+
+MappedFile::MappedFile(MappedFile&& other) noexcept { *this = std::move(other); }
+
+MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
+  std::swap(path_, other.path_);
+  std::swap(data_, other.data_);
+  std::swap(size_, other.size_);
+  return *this;
+}
+
+MappedFile::~MappedFile() {
+  if (data_ != nullptr) munmap(const_cast<std::byte*>(data_), size_);
+}
+
+void MappedFile::release(uint64_t offset, uint64_t bytes) const {
+  // Inwards to whole pages: the neighbours in the first and last page may still be wanted.
+  const uint64_t page = static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+  const uint64_t begin = (offset + page - 1) / page * page;
+  const uint64_t end = (offset + bytes) / page * page;
+  if (begin >= end) return;
+  (void)madvise(const_cast<std::byte*>(data_) + begin, end - begin, MADV_DONTNEED);
+}
+
+}  // namespace trireme

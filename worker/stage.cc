@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "worker/stage.h"
+
+#include <numeric>
+#include <string>
+
+#include "kernels/base/error.h"
+#include "topology/shard.h"
+
+namespace trireme {
+namespace {
+
+int32_t length(const Range& range) { return range.end() - range.begin(); }
+
+DType dtype_of(const Placement& placement) {
+  const auto dtype = parse_dtype(placement.dtype());
+  if (!dtype) {
+    throw Error(Code::kInvalidArgument,
+                "cannot take the assignment: dtype is \"" + placement.dtype() + "\"");
+  }
+  return *dtype;
+}
+
+KvLayer kv_shape(const ModelSpec& model, const ShardSpec& shard, const Placement& placement) {
+  KvLayer shape;
+  shape.dtype = activation_dtype(dtype_of(placement));
+  shape.num_blocks = placement.num_blocks();
+  shape.num_heads = length(shard.kv_heads());
+  shape.block_size = placement.block_size();
+  shape.head_dim = model.head_dim();
+  return shape;
+}
+
+}  // namespace
+
+void check_assignment(const Assign& assign) {
+  const Placement& placement = assign.placement();
+  const bool known =
+      assign.replica() >= 0 && assign.replica() < placement.replicas_size() &&
+      assign.stage() >= 0 && assign.stage() < placement.replicas(assign.replica()).stages_size() &&
+      assign.tp_rank() >= 0 &&
+      assign.tp_rank() <
+          placement.replicas(assign.replica()).stages(assign.stage()).shards_size();
+  if (!known) {
+    throw Error(Code::kInvalidArgument,
+                "cannot take the assignment: replica " + std::to_string(assign.replica()) +
+                    ", stage " + std::to_string(assign.stage()) + ", tp_rank " +
+                    std::to_string(assign.tp_rank()) + " is not in its placement");
+  }
+  if (placement.block_size() < 1 || placement.num_blocks() < 1 || placement.max_sequences() < 1 ||
+      placement.max_batch_tokens() < 1 || placement.context() < 1 ||
+      assign.logical_vocab_size() < 1) {
+    throw Error(Code::kInvalidArgument,
+                "cannot take the assignment: a size of its placement is not positive");
+  }
+  const StageSpec& stage = placement.replicas(assign.replica()).stages(assign.stage());
+  for (const ShardSpec& shard : stage.shards()) validate_shard(assign.model(), shard);
+}
+
+Stage::Stage(const Assign& assign, Checkpoint& checkpoint, Backend& backend, Transport& transport,
+             const std::function<void(uint64_t bytes_done)>& progress)
+    : assign_(assign),
+      backend_(backend),
+      weights_(load_weights(assign_.model(), spec(), shard(), dtype_of(assign_.placement()),
+                            checkpoint, backend, progress)),
+      batch_(backend, assign_.model(), assign_.placement()),
+      sampler_(assign_.logical_vocab_size()) {
+  const Placement& placement = assign_.placement();
+  const ReplicaSpec& replica = placement.replicas(assign_.replica());
+  std::vector<int> all_ranks;
+  std::vector<int> group_ranks;
+  for (int index = 0; index < replica.stages_size(); ++index) {
+    if (index == assign_.stage() - 1) first_of_previous_ = static_cast<int>(all_ranks.size());
+    if (index == assign_.stage() + 1) first_of_next_ = static_cast<int>(all_ranks.size());
+    for (const ShardSpec& other : replica.stages(index).shards()) {
+      all_ranks.push_back(other.rank());
+      if (index == assign_.stage()) group_ranks.push_back(other.rank());
+    }
+  }
+  for (const ShardSpec& other : spec().shards()) vocab_cols_.push_back(length(other.vocab()));
+  replica_ = transport.make_group(all_ranks, 0);
+  group_ = transport.make_group(group_ranks, 1 + assign_.stage());
+
+  const ModelSpec& model = assign_.model();
+  const DType dtype = dtype_of(placement);
+  const int64_t tokens = placement.max_batch_tokens();
+  const int64_t sequences = placement.max_sequences();
+  const int64_t hidden = model.hidden_size();
+  kv_.emplace(backend, length(spec().layers()), kv_shape(model, shard(), placement));
+  decoder_.emplace(model, shard(), weights_, dtype, placement.max_batch_tokens(),
+                   placement.context(), backend, *group_);
+  const auto allocate = [&](int64_t rows, int64_t cols, DType type) {
+    return backend.allocate(static_cast<size_t>(rows * cols * element_size(type)));
+  };
+  residual_ = allocate(tokens, hidden, DType::kF32);
+  if (!spec().has_head()) return;
+  head_rows_ = allocate(sequences, hidden, DType::kF32);
+  head_normed_ = allocate(sequences, hidden, activation_dtype(dtype));
+  head_local_ = allocate(sequences, length(shard().vocab()), DType::kF32);
+  if (!reporter()) return;
+  if (group_->size() > 1) head_ = allocate(sequences, model.vocab_size(), DType::kF32);
+  host_logits_.resize(static_cast<size_t>(sequences) * static_cast<size_t>(model.vocab_size()));
+}
+
+const StageSpec& Stage::spec() const {
+  return assign_.placement().replicas(assign_.replica()).stages(assign_.stage());
+}
+
+const ShardSpec& Stage::shard() const { return spec().shards(assign_.tp_rank()); }
+
+bool Stage::reporter() const { return spec().has_head() && assign_.tp_rank() == 0; }
+
+uint64_t Stage::activation_bytes() const {
+  uint64_t total = decoder_->bytes() + batch_.bytes() + host_logits_.size() * sizeof(float);
+  for (const Buffer* buffer : {&residual_, &head_rows_, &head_normed_, &head_local_, &head_}) {
+    total += buffer->bytes();
+  }
+  return total;
+}
+
+void Stage::embed(Tensor x) {
+  backend_.embed(x, batch_.view().token_ids, weights_.embedding, shard().vocab().begin());
+  // Each id is a row of exactly one rank and zero on the others.
+  group_->all_reduce_sum(x);
+}
+
+// Between stages of equal degree tp_rank j sends to tp_rank j; else the first sends to the first, which
+// tells its group.
+void Stage::receive(Tensor x) {
+  const ReplicaSpec& replica = assign_.placement().replicas(assign_.replica());
+  const int senders = replica.stages(assign_.stage() - 1).shards_size();
+  if (senders == group_->size()) {
+    replica_->recv(x, first_of_previous_ + assign_.tp_rank());
+    return;
+  }
+  if (assign_.tp_rank() == 0) replica_->recv(x, first_of_previous_);
+  group_->broadcast(x, 0);
+}
+
+void Stage::hand_on(Tensor x) {
+  const ReplicaSpec& replica = assign_.placement().replicas(assign_.replica());
+  const int receivers = replica.stages(assign_.stage() + 1).shards_size();
+  if (receivers == group_->size()) {
+    replica_->send(x, first_of_next_ + assign_.tp_rank());
+  } else if (assign_.tp_rank() == 0) {
+    replica_->send(x, first_of_next_);
+  }
+}
+
+MicroBatchResult Stage::run(const MicroBatch& batch) {
+  MicroBatchResult result;
+  result.set_id(batch.id());
+  batch_.load(batch);
+  const Tensor x(residual_.data(), DType::kF32, batch_.view().num_tokens,
+                 assign_.model().hidden_size());
+  if (spec().has_embedding()) {
+    embed(x);
+  } else {
+    receive(x);
+  }
+  decoder_->forward(x, batch_.view(), *kv_);
+  if (!spec().has_head()) {
+    hand_on(x);
+    return result;
+  }
+  if (observer_) report_all(batch, x);
+  sample(batch, x, result);
+  return result;
+}
+
+const float* Stage::logits(Tensor x, const int32_t* rows, int64_t count) {
+  const ModelSpec& model = assign_.model();
+  const DType dtype = dtype_of(assign_.placement());
+  const Tensor gathered(head_rows_.data(), DType::kF32, count, x.cols);
+  const Tensor normed(head_normed_.data(), activation_dtype(dtype), count, x.cols);
+  const Tensor local(head_local_.data(), DType::kF32, count, length(shard().vocab()));
+  backend_.gather_rows(gathered, x, rows);
+  backend_.rms_norm(normed, gathered, static_cast<const float*>(weights_.final_norm.data()),
+                    static_cast<float>(model.norm_eps()));
+  backend_.matmul(local, normed, model.tied_embeddings() ? weights_.embedding : weights_.head,
+                  nullptr);
+  const void* all = local.data;
+  if (group_->size() > 1) {
+    const Tensor joined(head_.data(), DType::kF32, count, model.vocab_size());
+    group_->gather_columns(joined, local, vocab_cols_, 0);
+    all = joined.data;
+  }
+  if (!reporter()) return nullptr;
+  backend_.download(host_logits_.data(), all,
+                    static_cast<size_t>(count * model.vocab_size()) * sizeof(float));
+  backend_.synchronize();
+  return host_logits_.data();
+}
+
+void Stage::sample(const MicroBatch& batch, Tensor x, MicroBatchResult& result) {
+  const auto count = static_cast<int64_t>(batch_.host_sample_rows().size());
+  if (count == 0) return;
+  const float* row = logits(x, batch_.sample_rows(), count);
+  if (row == nullptr) return;
+  const auto vocab = static_cast<size_t>(assign_.model().vocab_size());
+  for (const SequenceChunk& chunk : batch.chunks()) {
+    if (!chunk.sample()) continue;
+    SampledToken& token = *result.add_tokens();
+    token.set_sequence(chunk.sequence());
+    sampler_.draw({row, vocab}, chunk.draw(), chunk.position() + chunk.token_ids_size(), token);
+    row += vocab;
+  }
+}
+
+void Stage::report_all(const MicroBatch& batch, Tensor x) {
+  const auto vocab = static_cast<size_t>(assign_.model().vocab_size());
+  if (device_rows_.data() == nullptr) {
+    const auto tokens = static_cast<size_t>(assign_.placement().max_batch_tokens());
+    every_row_.resize(tokens);
+    std::iota(every_row_.begin(), every_row_.end(), 0);
+    device_rows_ = backend_.allocate(tokens * sizeof(int32_t));
+    backend_.upload(device_rows_.data(), every_row_.data(), tokens * sizeof(int32_t));
+  }
+  std::vector<std::pair<uint64_t, int32_t>> owners;  // sequence and position of each row
+  for (const SequenceChunk& chunk : batch.chunks()) {
+    for (int index = 0; index < chunk.token_ids_size(); ++index) {
+      owners.emplace_back(chunk.sequence(), chunk.position() + index);
+    }
+  }
+  const int64_t most = assign_.placement().max_sequences();
+  for (int64_t first = 0; first < x.rows; first += most) {
+    const int64_t count = std::min(most, x.rows - first);
+    const float* row = logits(x, static_cast<const int32_t*>(device_rows_.data()) + first, count);
+    for (int64_t index = 0; row != nullptr && index < count; ++index, row += vocab) {
+      const auto& [sequence, position] = owners[static_cast<size_t>(first + index)];
+      observer_(sequence, position, {row, vocab});
+    }
+  }
+}
+
+}  // namespace trireme

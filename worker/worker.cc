@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "worker/worker.h"
+
+#include <chrono>
+
+#include "kernels/base/log.h"
+#include "worker/model/family.h"
+
+namespace trireme {
+
+Worker::Worker(const RankInfo& info, const std::string& build, WorkerChannel& channel,
+               Transport& transport)
+    : info_(info), build_(build), channel_(channel), transport_(transport) {}
+
+int Worker::run() {
+  try {
+    FromWorker hello;
+    *hello.mutable_hello()->mutable_info() = info_;
+    hello.mutable_hello()->set_build(build_);
+    channel_.send(hello);
+    for (;;) {
+      const std::optional<ToWorker> message = channel_.receive(std::chrono::milliseconds(1000));
+      if (message && !handle(*message)) return 0;
+    }
+  } catch (const Error& error) {
+    report_failure(error.code(), error.what());
+  } catch (const std::bad_alloc&) {
+    report_failure(Code::kResourceExhausted, "out of memory");
+  }
+  return 1;
+}
+
+bool Worker::handle(const ToWorker& message) {
+  switch (message.kind_case()) {
+    case ToWorker::kAssign:
+      load(message.assign());
+      return true;
+    case ToWorker::kMicroBatch:
+      // A batch that was under way when its replica ended: its Abandon is in the queue behind it.
+      if (!stage_ || channel_.cancellation().cancelled()) return true;
+      try {
+        const MicroBatchResult result = stage_->run(message.micro_batch());
+        channel_.set_progress(result.id());
+        if (stage_->reporter()) {
+          FromWorker reply;
+          *reply.mutable_result() = result;
+          channel_.send(reply);
+        }
+      } catch (const Error& error) {
+        if (error.code() != Code::kCancelled) throw;
+      }
+      return true;
+    case ToWorker::kAbandon:
+      // The stage's groups hold a dead rank: the stage goes; a new assignment makes the next one.
+      stage_.reset();
+      channel_.cancellation().reset();
+      return true;
+    case ToWorker::kShutdown:
+      return false;
+    case ToWorker::KIND_NOT_SET:
+      break;
+  }
+  throw Error(Code::kInvalidArgument,
+              "cannot understand the coordinator's message: its kind is not known to this build");
+}
+
+void Worker::load(const Assign& assign) {
+  const auto start = std::chrono::steady_clock::now();
+  check_assignment(assign);
+  stage_.reset();
+  backend_ = make_backend({.device = "cpu", .threads = assign.threads(), .isa = assign.isa()});
+  const std::unique_ptr<Checkpoint> checkpoint = Checkpoint::open(assign.model_path());
+  FromWorker progress;
+  const auto& stages = assign.placement().replicas(assign.replica()).stages();
+  const StageSpec& stage = stages.Get(assign.stage());
+  progress.mutable_progress()->set_bytes_total(
+      checkpoint_bytes(assign.model(), stage, stage.shards(assign.tp_rank()), *checkpoint));
+  stage_.emplace(assign, *checkpoint, *backend_, transport_, [&](uint64_t bytes_done) {
+    channel_.cancellation().throw_if_cancelled();
+    progress.mutable_progress()->set_bytes_done(bytes_done);
+    channel_.send(progress);
+  });
+
+  FromWorker message;
+  Ready& ready = *message.mutable_ready();
+  ready.set_weight_bytes(stage_->weight_bytes());
+  ready.set_kv_bytes(stage_->kv_bytes());
+  ready.set_activation_bytes(stage_->activation_bytes());
+  ready.set_bytes_read(checkpoint->bytes_read());
+  ready.set_load_s(
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+  channel_.send(message);
+}
+
+void Worker::report_failure(Code code, const std::string& what) {
+  log_error(what);
+  FromWorker message;
+  message.mutable_failed()->set_code(static_cast<int32_t>(code));
+  message.mutable_failed()->set_message(what);
+  try {
+    channel_.send(message);
+  } catch (const Error&) {
+    // The coordinator is gone: there is nobody to tell.
+  }
+}
+
+}  // namespace trireme

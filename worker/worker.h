@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+// A rank's loop: message in, run, result out.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "proto/micro_batch.pb.h"
+#include "worker/comm/channel.h"
+#include "worker/comm/communicator.h"
+#include "worker/stage.h"
+
+namespace trireme {
+
+class Worker {
+ public:
+  // What this rank is to say of itself; the channel and the transport must outlive the worker.
+  Worker(const RankInfo& info, const std::string& build, WorkerChannel& channel,
+         Transport& transport);
+
+  // Runs until Shutdown, the coordinator's end (kUnavailable) or a failure, which has then been
+  // reported. Returns the process's exit status. A replica that lost a rank is left behind, not an end.
+  int run();
+
+ private:
+  // Handles one message; false after Shutdown.
+  bool handle(const ToWorker& message);
+  void load(const Assign& assign);
+  void report_failure(Code code, const std::string& what);
+
+  RankInfo info_;
+  std::string build_;
+  WorkerChannel& channel_;
+  Transport& transport_;
+  std::unique_ptr<Backend> backend_;
+  std::optional<Stage> stage_;
+};
+
+}  // namespace trireme
