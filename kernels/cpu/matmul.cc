@@ -151,8 +151,10 @@ void choose_block(Job& job) {
   const int64_t depth = round_up(job.w->k, kPanelDepth);
   const int64_t max_rows = job.kernel.x == DType::kF32 ? kMaxBlockRows / 2 : kMaxBlockRows;
   job.block_rows = std::clamp<int64_t>(job.x.rows, 1, max_rows);
-  const int64_t fits = elements / job.block_rows / kPanelDepth * kPanelDepth - kRowGap;
-  job.block_depth = std::max(kPanelDepth, std::min(depth, fits));
+  const int64_t fits =
+      std::max(kPanelDepth, elements / job.block_rows / kPanelDepth * kPanelDepth - kRowGap);
+  const int64_t blocks = std::max<int64_t>(1, (depth + fits - 1) / fits);  // of equal depth
+  job.block_depth = round_up((depth + blocks - 1) / blocks, kPanelDepth);
 }
 
 }  // namespace

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes tests/data/gguf: run once, with `pip install gguf numpy`; the results are committed.
 
-golden.gguf holds, for each quantised type that we read, a tensor of random blocks and the fp32 values
-that the Python `gguf` package gives for them. The others are models of this folder as llama.cpp would
-convert them: same values, llama.cpp's names, Llama's query and key rows with rotary pairs adjacent.
+golden.gguf holds, for each quantised type that we read, a tensor of random blocks and the fp32
+values that the Python `gguf` package gives for them. The others are models of this folder as
+llama.cpp would convert them: same values, llama.cpp's names, Llama's query and key rows with rotary
+pairs adjacent.
 """
 import json
 import math

@@ -74,8 +74,8 @@ inline void check_rows_alone(Communicator& group) {
     const Floats mine = samples(group.rank(), kRows * kCols);
     Floats alone(mine.begin() + row * kCols, mine.begin() + (row + 1) * kCols);
     group.all_reduce_sum(tensor(alone, 1));
-    expect_same_bits(alone, Floats(together.begin() + row * kCols,
-                                   together.begin() + (row + 1) * kCols));
+    expect_same_bits(alone,
+                     Floats(together.begin() + row * kCols, together.begin() + (row + 1) * kCols));
   }
 }
 
@@ -114,8 +114,8 @@ inline void check_broadcasts(Communicator& group) {
   }
 }
 
-// Around a ring, two messages ahead of the receiver, which is what send() may be. The length differs
-// from message to message, so that a confused order is an error.
+// Around a ring, two messages ahead of the receiver, which is what send() may be. The length
+// differs from message to message, so that a confused order is an error.
 inline void check_ordered_sends(Communicator& group, int64_t base) {
   if (group.size() == 1) return;
   const int next = (group.rank() + 1) % group.size();

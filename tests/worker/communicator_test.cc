@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Communicators over threads.
-#include "tests/worker/communicator_cases.h"
-
 #include <functional>
 
+#include "tests/worker/communicator_cases.h"
 #include "worker/comm/local.h"
 
 namespace trireme {

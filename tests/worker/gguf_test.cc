@@ -38,70 +38,66 @@ std::string tensor(const std::vector<uint64_t>& dimensions, uint32_t type, uint6
   });
 }
 
-std::vector<Hostile> hostile_files() {
-  constexpr uint64_t k32 = uint64_t{1} << 32;
-  return {
-      {"Empty", "", "the magic needs 1 x 4 bytes"},
-      {"OtherMagic", with([](auto& b) { b.magic = "GGML"; }),
-       "does not begin with the letters GGUF"},
-      {"VersionOne", with([](auto& b) { b.version = 1; }), "its version is 1; 2 or 3"},
-      {"BigEndian", with([](auto& b) { b.version = 3u << 24; }), "its version is 50331648"},
-      {"MetadataCount", with([](auto& b) { b.metadata_count = k32; }),
-       "the metadata needs 4294967296 x 13 bytes"},
-      {"TensorCount", with([](auto& b) { b.tensor_count = k32 - 1; }),
-       "the tensor directory needs 4294967295 x 32 bytes"},
-      {"TensorCountOverflows", with([](auto& b) { b.tensor_count = ~uint64_t{0}; }),
-       "the tensor directory needs"},
-      {"CountPastEnd", with([](auto& b) {
-         b.integer("k", 1);
-         b.metadata_count = 2;
-       }),
-       "the name of a metadata key"},
-      {"EmptyKey", with([](auto& b) { b.integer("", 1); }),
-       "the name of a metadata key has 0 bytes"},
-      {"KeyPastEnd",
-       "GGUF" + bytes_of(3) + bytes_of(uint64_t{0}) + bytes_of(uint64_t{1}) +
-           bytes_of(~uint64_t{0}) + "12345",
-       "the name of a metadata key needs 18446744073709551615 x 1 bytes"},
-      {"LongKey", with([](auto& b) { b.integer(std::string(70000, 'k'), 1); }), "has 70000 bytes"},
-      {"UnknownValueType", value(13, bytes_of(uint64_t{0})), "metadata 'k' has type 13"},
-      {"StringPastEnd", value(8, bytes_of(k32) + "abc"), "needs 4294967296 x 1 bytes"},
-      {"Boolean", value(7, bytes_of(uint8_t{7})), "is the boolean 7"},
-      {"Past63Bits", value(10, bytes_of(~uint64_t{0})), "at most 2^63 - 1"},
-      {"ArrayOfArrays", array(9, 0, ""), "an array of type 9"},
-      {"ArrayOfUnknown", array(77, 0, ""), "an array of type 77"},
-      {"ArrayOfMany", array(8, k32, ""), "has 4294967296 elements; at most 16777216"},
-      {"ArrayPastEnd", array(4, 1 << 24, "abcd"), "needs 16777216 x 4 bytes"},
-      {"StringsPastEnd", array(8, 1 << 23, "abcd"), "needs 8388608 x 8 bytes"},
-      {"KeyTwice", with([](auto& b) { b.integer("k", 1).integer("k", 2); }),
-       "metadata 'k' occurs twice"},
-      {"AlignmentZero", with([](auto& b) { b.integer("general.alignment", 0); }),
-       "general.alignment is 0"},
-      {"AlignmentOdd", with([](auto& b) { b.integer("general.alignment", 48); }),
-       "general.alignment is 48"},
-      {"AlignmentHuge", with([](auto& b) { b.integer("general.alignment", 1u << 31); }),
-       "general.alignment is 2147483648"},
-      {"AlignmentText", with([](auto& b) { b.string("general.alignment", "x"); }),
-       "'general.alignment' has another type; an integer"},
-      {"NoDimensions", tensor({}, 0, 0), "has 0 dimensions"},
-      {"FiveDimensions", tensor({1, 1, 1, 1, 1}, 0, 0), "has 5 dimensions"},
-      {"SizeOverflows", tensor({uint64_t{1} << 33, uint64_t{1} << 33}, 0, 0), "its size overflows"},
-      {"BytesOverflow", tensor({uint64_t{1} << 62}, 0, 0), "its size overflows"},
-      {"UnknownElementType", tensor({32}, 4, 0), "the element type 4, which is not known"},
-      {"PartOfABlock", tensor({33}, 8, 0), "rows of 33 values; Q8_0 needs a multiple of 32"},
-      {"Misaligned", tensor({4}, 0, 16), "starts at 16; a multiple of general.alignment 32"},
-      {"Truncated", tensor({64, 2}, 0, 0),
-       "needs 512 bytes at data offset 0, but the file has 256"},
-      {"OffsetPastEnd", tensor({4}, 0, uint64_t{1} << 63), "but the file has 256 bytes of data"},
-      {"TensorTwice", with([](auto& b) { b.values("t", {1}, {0}).values("t", {1}, {0}); }),
-       "tensor 't' occurs twice"},
-      {"Overlap", with([](auto& b) {
-         b.tensor("t", {16}, 0, 0).tensor("u", {1}, 0, 32);
-         b.data.resize(64);
-       }),
-       "the tensors 't' and 'u' overlap"},
-  };
-}
+constexpr uint64_t k32 = uint64_t{1} << 32;
+
+const std::vector<Hostile> kHostile = {
+    {"Empty", "", "the magic needs 1 x 4 bytes"},
+    {"OtherMagic", with([](auto& b) { b.magic = "GGML"; }), "does not begin with the letters GGUF"},
+    {"VersionOne", with([](auto& b) { b.version = 1; }), "its version is 1; 2 or 3"},
+    {"BigEndian", with([](auto& b) { b.version = 3u << 24; }), "its version is 50331648"},
+    {"MetadataCount", with([](auto& b) { b.metadata_count = k32; }),
+     "the metadata needs 4294967296 x 13 bytes"},
+    {"TensorCount", with([](auto& b) { b.tensor_count = k32 - 1; }),
+     "the tensor directory needs 4294967295 x 32 bytes"},
+    {"TensorCountOverflows", with([](auto& b) { b.tensor_count = ~uint64_t{0}; }),
+     "the tensor directory needs"},
+    {"CountPastEnd", with([](auto& b) {
+       b.integer("k", 1);
+       b.metadata_count = 2;
+     }),
+     "the name of a metadata key"},
+    {"EmptyKey", with([](auto& b) { b.integer("", 1); }), "the name of a metadata key has 0 bytes"},
+    {"KeyPastEnd",
+     "GGUF" + bytes_of(3) + bytes_of(uint64_t{0}) + bytes_of(uint64_t{1}) + bytes_of(~uint64_t{0}) +
+         "12345",
+     "the name of a metadata key needs 18446744073709551615 x 1 bytes"},
+    {"LongKey", with([](auto& b) { b.integer(std::string(70000, 'k'), 1); }), "has 70000 bytes"},
+    {"UnknownValueType", value(13, bytes_of(uint64_t{0})), "metadata 'k' has type 13"},
+    {"StringPastEnd", value(8, bytes_of(k32) + "abc"), "needs 4294967296 x 1 bytes"},
+    {"Boolean", value(7, bytes_of(uint8_t{7})), "is the boolean 7"},
+    {"Past63Bits", value(10, bytes_of(~uint64_t{0})), "at most 2^63 - 1"},
+    {"ArrayOfArrays", array(9, 0, ""), "an array of type 9"},
+    {"ArrayOfUnknown", array(77, 0, ""), "an array of type 77"},
+    {"ArrayOfMany", array(8, k32, ""), "has 4294967296 elements; at most 16777216"},
+    {"ArrayPastEnd", array(4, 1 << 24, "abcd"), "needs 16777216 x 4 bytes"},
+    {"StringsPastEnd", array(8, 1 << 23, "abcd"), "needs 8388608 x 8 bytes"},
+    {"KeyTwice", with([](auto& b) { b.integer("k", 1).integer("k", 2); }),
+     "metadata 'k' occurs twice"},
+    {"AlignmentZero", with([](auto& b) { b.integer("general.alignment", 0); }),
+     "general.alignment is 0"},
+    {"AlignmentOdd", with([](auto& b) { b.integer("general.alignment", 48); }),
+     "general.alignment is 48"},
+    {"AlignmentHuge", with([](auto& b) { b.integer("general.alignment", 1u << 31); }),
+     "general.alignment is 2147483648"},
+    {"AlignmentText", with([](auto& b) { b.string("general.alignment", "x"); }),
+     "'general.alignment' has another type; an integer"},
+    {"NoDimensions", tensor({}, 0, 0), "has 0 dimensions"},
+    {"FiveDimensions", tensor({1, 1, 1, 1, 1}, 0, 0), "has 5 dimensions"},
+    {"SizeOverflows", tensor({uint64_t{1} << 33, uint64_t{1} << 33}, 0, 0), "its size overflows"},
+    {"BytesOverflow", tensor({uint64_t{1} << 62}, 0, 0), "its size overflows"},
+    {"UnknownElementType", tensor({32}, 4, 0), "the element type 4, which is not known"},
+    {"PartOfABlock", tensor({33}, 8, 0), "rows of 33 values; Q8_0 needs a multiple of 32"},
+    {"Misaligned", tensor({4}, 0, 16), "starts at 16; a multiple of general.alignment 32"},
+    {"Truncated", tensor({64, 2}, 0, 0), "needs 512 bytes at data offset 0, but the file has 256"},
+    {"OffsetPastEnd", tensor({4}, 0, uint64_t{1} << 63), "but the file has 256 bytes of data"},
+    {"TensorTwice", with([](auto& b) { b.values("t", {1}, {0}).values("t", {1}, {0}); }),
+     "tensor 't' occurs twice"},
+    {"Overlap", with([](auto& b) {
+       b.tensor("t", {16}, 0, 0).tensor("u", {1}, 0, 32);
+       b.data.resize(64);
+     }),
+     "the tensors 't' and 'u' overlap"},
+};
 
 class HostileGguf : public testing::TestWithParam<Hostile> {};
 
@@ -111,7 +107,7 @@ TEST_P(HostileGguf, IsRefused) {
   expect_error(Code::kInvalidArgument, GetParam().message, [&] { GgufFile file(path); });
 }
 
-INSTANTIATE_TEST_SUITE_P(All, HostileGguf, testing::ValuesIn(hostile_files()),
+INSTANTIATE_TEST_SUITE_P(All, HostileGguf, testing::ValuesIn(kHostile),
                          [](const auto& row) { return std::string(row.param.name); });
 
 // Any prefix of a good file is refused: no read relies on a check that comes later.

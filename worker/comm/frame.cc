@@ -19,13 +19,14 @@ constexpr size_t kHostsMax = 64;
 constexpr std::string_view kAddressVersion = "trireme-control-1";
 
 [[noreturn]] void refuse_address(const std::string& what) {
-  throw Error(Code::kInvalidArgument, "cannot read the control address: " + what +
-                                          "; every rank must run the same build");
+  throw Error(Code::kInvalidArgument,
+              "cannot read the control address: " + what + "; every rank must run the same build");
 }
 
 bool is_numeric_host(const std::string& host) {
   in6_addr any{};
-  return inet_pton(AF_INET, host.c_str(), &any) == 1 || inet_pton(AF_INET6, host.c_str(), &any) == 1;
+  return inet_pton(AF_INET, host.c_str(), &any) == 1 ||
+         inet_pton(AF_INET6, host.c_str(), &any) == 1;
 }
 
 template <class Number>
@@ -67,8 +68,8 @@ std::optional<std::string_view> FrameReader::next() {
     length = length << 8 | static_cast<uint8_t>(rest[i]);
   }
   if (length > limit_) {
-    error_ = "a message of " + std::to_string(length) + " bytes, the limit is " +
-             std::to_string(limit_);
+    error_ =
+        "a message of " + std::to_string(length) + " bytes, the limit is " + std::to_string(limit_);
     return std::nullopt;
   }
   if (rest.size() - kLengthBytes < length) return std::nullopt;

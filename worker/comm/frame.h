@@ -2,17 +2,17 @@
 // Messages in a stream of bytes: a 4-byte big-endian length, then the message.
 #pragma once
 
+#include <google/protobuf/message_lite.h>
+
 #include <cstdint>
 #include <optional>
 #include <string>
 #include <string_view>
 
-#include <google/protobuf/message_lite.h>
-
 namespace trireme {
 
-// The message with its length in front. Throws kResourceExhausted if it is longer than `limit`, which
-// the peer would refuse.
+// The message with its length in front. Throws kResourceExhausted if it is longer than `limit`,
+// which the peer would refuse.
 std::string make_frame(const google::protobuf::MessageLite& message, uint32_t limit);
 
 // Cuts a stream into messages. Memory grows with what has come, never with what a length promises.

@@ -74,8 +74,8 @@ void HostCommunicator::all_reduce_sum(Tensor x) {
   }
 }
 
-// y = ((part 0 + part 1) + part 2) + … The parts lie one after the other in `incoming`, by rank; this
-// rank's own is `own`.
+// y = ((part 0 + part 1) + part 2) + … The parts lie one after the other in `incoming`, by rank;
+// this rank's own is `own`.
 void HostCommunicator::add_in_rank_order(std::span<float> y, std::span<const std::byte> own,
                                          std::span<const std::byte> incoming) const {
   for (int r = 0; r < size_; ++r) {
@@ -103,8 +103,8 @@ void HostCommunicator::reduce_direct(std::span<float> x) {
   add_in_rank_order(x, own, incoming);
 }
 
-// Rank r sums part r of x and gives the result to all: each value travels twice, whatever the size of
-// the group.
+// Rank r sums part r of x and gives the result to all: each value travels twice, whatever the size
+// of the group.
 void HostCommunicator::reduce_scattered(std::span<float> x) {
   const std::span<std::byte> all = staging_->get(kOutgoing, x.size_bytes());
   const auto part_of = [&](int r, auto values, size_t unit) {

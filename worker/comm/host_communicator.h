@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Collectives of ranks whose tensors lie in host memory. A transport adds three things: start a send,
-// start a receive, wait. Since all transports share the algorithms, a sum has the same bits on all.
+// Collectives of ranks whose tensors lie in host memory. A transport adds three things: start a
+// send, start a receive, wait. All transports share the algorithms, so a sum has the same bits on
+// all.
 #pragma once
 
 #include <array>
@@ -14,8 +15,9 @@
 namespace trireme {
 
 // Memory that messages leave from and land in. Every message is copied through it: a wait that was
-// abandoned may leave its operation running, which must not reach into tensors that are freed by then.
-// Grows to the largest size seen. Shared with the transport, which keeps it as long as it must.
+// abandoned may leave its operation running, which must not reach into tensors that are freed by
+// then. Grows to the largest size seen. Shared with the transport, which keeps it as long as it
+// must.
 class Staging {
  public:
   explicit Staging(size_t slots) : slots_(slots) {}
@@ -49,9 +51,9 @@ class HostCommunicator : public Communicator {
   int num_operations() const { return size_ * kOperations; }
 
  private:
-  // `bytes` is staging and stays as it is until wait(operation) has returned. Messages from one rank
-  // to another match in the order in which they were started; a length that differs from what was sent
-  // makes the receiver's wait throw.
+  // `bytes` is staging and stays as it is until wait(operation) has returned. Messages from one
+  // rank to another match in the order in which they were started; a length that differs from what
+  // was sent makes the receiver's wait throw.
   virtual void start_send(int operation, std::span<const std::byte> bytes, int to) = 0;
   virtual void start_recv(int operation, std::span<std::byte> bytes, int from) = 0;
   // Until all are done; one that was never started is. Throws kCancelled.

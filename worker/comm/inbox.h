@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Messages that wait for a worker's thread: filled by whoever receives them, emptied by that thread.
+// Messages that wait for a worker's thread: filled by whoever receives them, emptied by it.
 #pragma once
 
 #include <atomic>
@@ -39,8 +39,8 @@ class Inbox {
     doorbell_.notify_one();
   }
 
-  // As WorkerChannel::receive. Right after work more work is likely, and a sleeper's wake-up costs 50 µs,
-  // so that the first wait after a message spins before it sleeps.
+  // As WorkerChannel::receive. Right after work more work is likely, and a sleeper's wake-up costs
+  // 50 µs, so that the first wait after a message spins before it sleeps.
   std::optional<ToWorker> receive(std::chrono::milliseconds timeout) {
     const auto now = std::chrono::steady_clock::now();
     if (after_work_) {

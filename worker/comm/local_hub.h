@@ -45,10 +45,12 @@ class Doorbell {
 };
 
 // Messages from one rank of a group to another, in a ring; counted, so that an old message is not
-// mistaken for a new one in its place. Two sends and one of a collective may be on their way at once.
+// mistaken for a new one in its place. Two sends and one of a collective may be on their way at
+// once.
 struct Mailbox {
   static constexpr uint64_t kCapacity = 4;
-  std::array<std::span<const std::byte>, kCapacity> ring;  // staging, which lives as long as the group
+  std::array<std::span<const std::byte>, kCapacity>
+      ring;                         // staging, which lives as long as the group
   std::atomic<uint64_t> posted{0};  // written by the sender
   std::atomic<uint64_t> taken{0};   // written by the receiver
 };
@@ -106,8 +108,9 @@ class LocalHub {
   std::atomic<bool> closed_{false};
   std::mutex mutex_;
   // guarded by mutex_
-  std::map<int, std::weak_ptr<LocalGroup>> groups_;           // by tag
-  std::map<int, std::shared_ptr<LocalGroup>> forming_groups_;  // those that some have not joined yet
+  std::map<int, std::weak_ptr<LocalGroup>> groups_;  // by tag
+  std::map<int, std::shared_ptr<LocalGroup>>
+      forming_groups_;  // those that some have not joined yet
   std::deque<ChannelEvent> events_;
   // A mutex of its own: held during the call, so that set_wake(nullptr) ends all calls.
   std::mutex wake_mutex_;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Groups need no MPI communicator of their own, whose making would wait for members that may be dead:
-// all messages go from rank to rank in MPI_COMM_WORLD, and a group is known by its tag. So no call here
-// depends on more than one other rank, and every wait looks at the Cancellation.
+// Groups need no MPI communicator of their own, whose making would wait for members that may be
+// dead: all messages go from rank to rank in MPI_COMM_WORLD, and a group is known by its tag. So no
+// call here depends on more than one other rank, and every wait looks at the Cancellation.
 #include "worker/comm/mpi.h"
 
 #include <mpi.h>
@@ -22,7 +22,7 @@ namespace {
 using std::chrono::microseconds;
 using std::chrono::steady_clock;
 
-constexpr size_t kPieceBytes = 16 << 20;   // longer messages are split; MPI counts in int
+constexpr size_t kPieceBytes = 16 << 20;  // longer messages are split; MPI counts in int
 constexpr size_t kBroadcastBytes = 64 << 10;
 constexpr std::chrono::milliseconds kYield{1};  // a wait gives way for so long before it sleeps,
 constexpr microseconds kNap{50};                // and then sleeps for so long at a time
@@ -100,8 +100,8 @@ struct MpiGroup {
   }
 };
 
-// There is no way to take back an operation that a dead peer will never complete: it keeps its request
-// and its memory until the process exits.
+// There is no way to take back an operation that a dead peer will never complete: it keeps its
+// request and its memory until the process exits.
 void keep_until_exit(std::shared_ptr<MpiGroup> group) {
   static std::mutex mutex;
   static auto* const kept = new std::vector<std::shared_ptr<MpiGroup>>;
@@ -114,8 +114,8 @@ void keep_until_exit(std::shared_ptr<MpiGroup> group) {
 }
 
 // MPI moves a long message only while both ends are inside it, but a worker that has sent its
-// activations sleeps on its doorbell until the next micro-batch. This thread tests for it as long as
-// something is left to send, and else sleeps.
+// activations sleeps on its doorbell until the next micro-batch. This thread tests for it as long
+// as something is left to send, and else sleeps.
 class Pusher {
  public:
   Pusher() : thread_([this] { run(); }) {}
@@ -297,8 +297,9 @@ MpiJob::MpiJob() {
   MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
   MPI_Comm_set_errhandler(MPI_COMM_SELF, MPI_ERRORS_RETURN);
   if (provided < MPI_THREAD_MULTIPLE) {
-    throw Error(Code::kUnavailable, "cannot start MPI: " + library_version() +
-                                        " was built without MPI_THREAD_MULTIPLE; use one that has it");
+    throw Error(Code::kUnavailable,
+                "cannot start MPI: " + library_version() +
+                    " was built without MPI_THREAD_MULTIPLE; use one that has it");
   }
 }
 
@@ -326,7 +327,7 @@ std::string MpiJob::library_version() const {
   return version.substr(0, version.find_first_of(",\n"));
 }
 
-// One message of fixed size, so that a rank needs to know nothing before it: length, then the bytes.
+// One message of fixed size, length and bytes, so that a rank needs to know nothing before it.
 std::string MpiJob::broadcast(const std::string& from_root, std::chrono::milliseconds timeout) {
   struct Message {
     uint32_t length = 0;
@@ -356,7 +357,8 @@ std::string MpiJob::broadcast(const std::string& from_root, std::chrono::millise
   }
   if (message->length > kBroadcastBytes) {
     throw Error(Code::kInternal, "cannot read rank 0's broadcast: its length is " +
-                                     std::to_string(message->length) + ", at most 65536 was expected");
+                                     std::to_string(message->length) +
+                                     ", at most 65536 was expected");
   }
   return std::string(message->bytes, message->length);
 }

@@ -8,14 +8,14 @@
 
 #include <cerrno>
 #include <charconv>
-#include <cstring>
+#include <system_error>
 
 #include "kernels/base/check.h"
 
 namespace trireme {
 namespace {
 
-// The only suite: its hash must be the one that the key is bound to, and SHA-256 goes with 32 bytes.
+// The only suite. Its hash must be the one that the key is bound to: SHA-256 goes with 32 bytes.
 constexpr char kSuite[] = "TLS_AES_128_GCM_SHA256";
 constexpr unsigned char kSuiteId[] = {0x13, 0x01};
 constexpr int kRecordBytes = 16 << 10;  // the most that one record holds
@@ -32,8 +32,8 @@ int bio_write(BIO* bio, const char* data, int size) {
     BIO_set_retry_write(bio);
     return -1;
   }
-  // The connection has ended. What the peer sent before its end (why it failed, perhaps) is still to be
-  // read, which OpenSSL would not do after an error.
+  // The connection has ended. What the peer sent before its end (why it failed, perhaps) is still
+  // to be read, which OpenSSL would not do after an error.
   return size;
 }
 
@@ -115,7 +115,8 @@ struct TlsCallbacks {
 TlsContext::TlsContext(const JobKey& key, std::function<bool(int)> may_connect)
     : TlsContext(key, "", std::move(may_connect)) {}
 
-TlsContext::TlsContext(const JobKey& key, int rank) : TlsContext(key, std::to_string(rank), nullptr) {}
+TlsContext::TlsContext(const JobKey& key, int rank)
+    : TlsContext(key, std::to_string(rank), nullptr) {}
 
 TlsContext::TlsContext(const JobKey& key, std::string identity,
                        std::function<bool(int)> may_connect)
@@ -164,7 +165,7 @@ TlsStream::Handshake TlsStream::handshake() {
     return SSL_session_reused(ssl_.get()) == 1 ? Handshake::kDone : Handshake::kFailed;
   }
   const int error = SSL_get_error(ssl_.get(), result);
-  // A handshake's few hundred bytes always fit the buffer of a new socket, so it only waits to read.
+  // It waits to read only: a handshake's few hundred bytes always fit a new socket's buffer.
   return error == SSL_ERROR_WANT_READ ? Handshake::kPending : Handshake::kFailed;
 }
 
@@ -235,11 +236,11 @@ std::string TlsStream::end_reason(int result) const {
   const int system_error = errno;
   if (!failure_.empty()) return failure_;
   switch (SSL_get_error(ssl_.get(), result)) {
-    case SSL_ERROR_ZERO_RETURN:
-      return "it closed the connection";
+    case SSL_ERROR_ZERO_RETURN: return "it closed the connection";
     case SSL_ERROR_SYSCALL:
-      return system_error == 0 ? "the connection ended without a word: the process has died"
-                               : std::string("the connection broke: ") + strerror(system_error);
+      return system_error == 0
+                 ? "the connection ended without a word: the process has died"
+                 : "the connection broke: " + std::system_category().message(system_error);
     default: {
       const char* const text = ERR_reason_error_string(ERR_peek_error());
       return std::string("the connection broke: ") + (text == nullptr ? "TLS error" : text);

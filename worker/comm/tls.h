@@ -1,10 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// TLS 1.3 over a non-blocking socket, authenticated by a pre-shared key alone: there are no certificates.
-// A worker names its rank as the key's identity, so that who has finished the handshake has proved the
-// key and said which rank it is. (RFC 8446, 4.2.11)
+// TLS 1.3 over a non-blocking socket, authenticated by a pre-shared key alone: there are no
+// certificates. A worker names its rank as the key's identity, so that who has finished the
+// handshake has proved the key and said which rank it is. (RFC 8446, 4.2.11)
 #pragma once
-
-#include <unistd.h>
 
 #include <cstddef>
 #include <deque>
@@ -13,36 +11,16 @@
 #include <mutex>
 #include <optional>
 #include <string>
-#include <utility>
 
 #include "worker/comm/control.h"
 #include "worker/comm/frame.h"
+#include "worker/comm/socket.h"
 
 // OpenSSL's types.
 struct ssl_ctx_st;
 struct ssl_st;
 
 namespace trireme {
-
-// A file descriptor, closed with its owner.
-class FileDescriptor {
- public:
-  FileDescriptor() = default;
-  explicit FileDescriptor(int fd) : fd_(fd) {}
-  FileDescriptor(FileDescriptor&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
-  FileDescriptor& operator=(FileDescriptor&& other) noexcept {
-    std::swap(fd_, other.fd_);
-    return *this;
-  }
-  ~FileDescriptor() {
-    if (fd_ >= 0) close(fd_);
-  }
-  int get() const { return fd_; }
-  explicit operator bool() const { return fd_ >= 0; }
-
- private:
-  int fd_ = -1;
-};
 
 class TlsContext {
  public:
@@ -76,11 +54,12 @@ class TlsStream {
   enum class Handshake { kPending, kDone, kFailed };
   // Goes on with the handshake as far as what has come allows.
   Handshake handshake();
-  size_t bytes_read() const;       // raw, so far
+  size_t bytes_read() const;                    // raw, so far
   int peer_rank() const { return peer_rank_; }  // at the coordinator, after the handshake
 
-  // Queues a frame and writes what the socket takes. Never blocks and never fails: if the connection
-  // has ended, receive() tells, after what the peer sent before. True: something is left to flush().
+  // Queues a frame and writes what the socket takes. Never blocks and never fails: if the
+  // connection has ended, receive() tells, after what the peer sent before. True: something is left
+  // to flush().
   bool send(std::string frame);
   bool flush();
   size_t queued_bytes() const;

@@ -74,7 +74,7 @@ void refuse_unsupported(const ConfigJson& config) {
   if (activation != "silu" && activation != "swish") {
     config.refuse("hidden_act", "silu is supported");
   }
-  if (config.has("sliding_window") && config.find_boolean("use_sliding_window").value_or(true)) {
+  if (config.has("sliding_window") && config.find_boolean("use_sliding_window").value_or(false)) {
     config.refuse("sliding_window", "attention over the whole context (null) is supported");
   }
 }

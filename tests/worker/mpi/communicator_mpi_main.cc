@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Communicators over MPI: mpirun -n 3 or -n 5. All ranks run the same tests in the same order; the rank
-// that fails one ends the job with status 1.
+// Communicators over MPI: mpirun -n 3 or -n 5. All ranks run the same tests in the same order; the
+// rank that fails one ends the job with status 1.
 #include <cstdio>
 #include <cstdlib>
 #include <thread>
@@ -97,8 +97,8 @@ TEST_F(MpiCommunicatorTest, WrongLengthIsAnError) {
     group_->send(Tensor(x.data(), DType::kF32, 1, 10), 2);
   } else if (group_->rank() <= 2) {
     // Rank 1 expects less than was sent, rank 2 more.
-    EXPECT_THROW(
-        group_->recv(Tensor(x.data(), DType::kF32, 1, group_->rank() == 1 ? 9 : 11), 0), Error);
+    EXPECT_THROW(group_->recv(Tensor(x.data(), DType::kF32, 1, group_->rank() == 1 ? 9 : 11), 0),
+                 Error);
   }
 }
 
@@ -129,8 +129,8 @@ TEST_F(MpiCommunicatorTest, WorksAfterCancellation) {
   check_ordered_sends(*group_, 5000);
 }
 
-// Nobody leaves while another still has tests to run. The tests have left operations behind that will
-// never be done, so the job ends as a job does that has lost a rank.
+// Nobody leaves while another still has tests to run. The tests have left operations behind that
+// will never be done, so the job ends as a job does that has lost a rank.
 [[noreturn]] void end_together() {
   Cancellation cancellation;
   const auto transport = job->make_transport(cancellation);

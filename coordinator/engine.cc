@@ -1,0 +1,375 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "coordinator/engine.h"
+
+#include <algorithm>
+#include <cstdio>
+
+#include "kernels/base/check.h"
+#include "kernels/base/log.h"
+
+namespace trireme {
+namespace {
+
+double milliseconds(Clock::duration duration) {
+  return std::chrono::duration<double, std::milli>(duration).count();
+}
+
+int32_t vocab_rows(const Placement& placement) {
+  int32_t rows = 0;
+  for (const StageSpec& stage : placement.replicas(0).stages()) {
+    for (const ShardSpec& shard : stage.shards()) rows = std::max(rows, shard.vocab().end());
+  }
+  return rows;
+}
+
+}  // namespace
+
+Engine::Engine(const Topology& topology, const Placement& placement, Channel& channel,
+               const EngineOptions& options)
+    : channel_(channel),
+      options_(options),
+      context_(placement.context()),
+      num_blocks_(placement.num_blocks()),
+      block_size_(placement.block_size()) {
+  CHECK(placement.replicas_size() > 0, "the placement has no replica");
+  if (options_.vocab_size == 0) options_.vocab_size = vocab_rows(placement);
+  for (const ReplicaSpec& spec : placement.replicas()) {
+    SchedulerOptions scheduler;
+    scheduler.num_stages = spec.stages_size();
+    scheduler.num_blocks = placement.num_blocks();
+    scheduler.block_size = placement.block_size();
+    scheduler.max_sequences = placement.max_sequences();
+    scheduler.max_batch_tokens = placement.max_batch_tokens();
+    scheduler.vocab_size = options_.vocab_size;
+    Replica& replica = replicas_.emplace_back();
+    replica.index = static_cast<int>(replicas_.size()) - 1;
+    replica.scheduler = std::make_unique<Scheduler>(scheduler);
+  }
+  num_alive_ = placement.replicas_size();
+  name_ranks(topology, placement);
+  publish();
+  channel_.set_wake([doorbell = doorbell_] { doorbell->ring(); });
+}
+
+Engine::~Engine() { stop("the server stops"); }
+
+void Engine::start() {
+  thread_ = std::thread([this] { loop(); });
+}
+
+void Engine::stop(const std::string& reason) {
+  const std::lock_guard one_at_a_time(stop_mutex_);
+  {
+    const std::lock_guard lock(mutex_);
+    if (!stop_reason_.empty()) return;
+    stop_reason_ = reason.empty() ? "the server stops" : reason;
+    health_changed_ = true;
+  }
+  stopping_ = true;
+  doorbell_->ring();
+  if (thread_.joinable()) thread_.join();
+
+  // The loop has ended: from here on this is the engine's thread.
+  const Clock::time_point now = Clock::now();
+  take_inbox(now);
+  while (!active_.empty()) fail(active_.begin()->first, Code::kUnavailable, stop_reason_, now);
+  publish();
+}
+
+void Engine::check_request(const Request& request) const {
+  CHECK(request.sink != nullptr, "a request without a sink");
+  const auto refuse = [](const std::string& why) {
+    throw Error(Code::kInvalidArgument, "cannot take the request: " + why);
+  };
+  if (request.prompt.empty()) refuse("the prompt has no token; it needs at least one");
+  if (request.max_tokens < 1) refuse("max_tokens is " + std::to_string(request.max_tokens));
+  const auto num_prompt = static_cast<int64_t>(request.prompt.size());
+  // The last output token is never computed, so it needs no place in the cache.
+  const int64_t longest = std::min<int64_t>(context_, int64_t{num_blocks_} * block_size_ + 1);
+  if (num_prompt + request.max_tokens > longest) {
+    refuse("prompt (" + std::to_string(num_prompt) + " tokens) and max_tokens (" +
+           std::to_string(request.max_tokens) + ") exceed what is served, " +
+           std::to_string(longest) + " tokens; shorten the prompt or lower max_tokens");
+  }
+  for (const int32_t id : request.prompt) {
+    if (id < 0 || id >= options_.vocab_size) {
+      refuse("prompt token " + std::to_string(id) + " is outside the vocabulary of " +
+             std::to_string(options_.vocab_size));
+    }
+  }
+}
+
+void Engine::submit(Request request) {
+  check_request(request);
+  {
+    const std::lock_guard lock(mutex_);
+    if (!stop_reason_.empty()) {
+      throw Error(Code::kUnavailable, "cannot take the request: " + stop_reason_);
+    }
+    if (draining_) {
+      throw Error(Code::kUnavailable,
+                  "cannot take the request: the server drains; ask another one");
+    }
+    if (num_alive_ == 0) {
+      throw Error(Code::kUnavailable, "cannot take the request: " + lost_reason_);
+    }
+    if (ids_.contains(request.id)) {
+      throw Error(Code::kAlreadyExists,
+                  "cannot take the request: its id " + request.id + " is running already");
+    }
+    const int64_t num_queued = static_cast<int64_t>(ids_.size()) - load_.running();
+    if (num_queued >= options_.max_queue) {
+      throw Error(Code::kResourceExhausted,
+                  "cannot take the request: " + std::to_string(num_queued) +
+                      " are queued, --max_queue allows " + std::to_string(options_.max_queue) +
+                      "; try again later");
+    }
+    is_idle_ = false;
+    const uint64_t sequence = next_sequence_++;
+    ids_.emplace(request.id, sequence);
+    inbox_.emplace_back(sequence, std::move(request));
+  }
+  doorbell_->ring();
+}
+
+void Engine::cancel(const std::string& id) {
+  {
+    const std::lock_guard lock(mutex_);
+    const auto found = ids_.find(id);
+    if (found == ids_.end()) return;
+    cancels_.push_back(found->second);
+  }
+  doorbell_->ring();
+}
+
+void Engine::drain() {
+  {
+    const std::lock_guard lock(mutex_);
+    draining_ = true;
+    health_changed_ = true;
+  }
+  doorbell_->ring();
+}
+
+bool Engine::wait_idle(std::chrono::milliseconds timeout) {
+  std::unique_lock lock(mutex_);
+  return idle_.wait_for(lock, timeout, [this] { return is_idle_; });
+}
+
+v1::Load Engine::load() const {
+  const std::lock_guard lock(mutex_);
+  return load_;
+}
+
+std::string Engine::lost_reason() const {
+  const std::lock_guard lock(mutex_);
+  return lost_reason_;
+}
+
+void Engine::Doorbell::ring() {
+  {
+    const std::lock_guard lock(mutex);
+    rung = true;
+  }
+  condition.notify_one();
+}
+
+void Engine::loop() {
+  while (!stopping_) {
+    // Before looking: what comes after the look rings again.
+    doorbell_->rung.exchange(false);
+    if (!tick(Clock::now())) wait();
+  }
+}
+
+void Engine::wait() {
+  const Clock::time_point begin = Clock::now();
+  if (spin_pays_) {
+    while (Clock::now() - begin < options_.spin) {
+      if (doorbell_->rung) return;
+      std::this_thread::yield();
+    }
+  }
+  const auto rung = [this] { return doorbell_->rung.load(); };
+  std::unique_lock lock(doorbell_->mutex);
+  if (deadlines_.empty()) {
+    doorbell_->condition.wait(lock, rung);
+  } else {
+    doorbell_->condition.wait_until(lock, deadlines_.begin()->first, rung);
+  }
+  spin_pays_ = Clock::now() - begin < options_.spin;
+}
+
+bool Engine::tick(Clock::time_point now) {
+  bool worked = take_inbox(now);
+  worked = expire_deadlines(now) || worked;
+  worked = take_events(now) || worked;
+  worked = dispatch(now) || worked;
+  if (worked) publish();
+  return worked;
+}
+
+bool Engine::take_inbox(Clock::time_point now) {
+  std::vector<std::pair<uint64_t, Request>> inbox;
+  std::vector<uint64_t> cancels;
+  bool health_changed = false;
+  {
+    const std::lock_guard lock(mutex_);
+    inbox.swap(inbox_);
+    cancels.swap(cancels_);
+    health_changed = health_changed_;
+  }
+  for (auto& [sequence, request] : inbox) {
+    Active& active = active_[sequence];
+    active.request = std::move(request);
+    active.entered = now;
+    if (active.request.deadline) deadlines_.emplace(*active.request.deadline, sequence);
+    if (!place(sequence, active)) fail(sequence, Code::kUnavailable, lost_reason(), now);
+  }
+  for (const uint64_t sequence : cancels) {
+    if (active_.contains(sequence)) log_end(close(sequence), "cancelled", now);
+  }
+  return !inbox.empty() || !cancels.empty() || health_changed;
+}
+
+bool Engine::place(uint64_t sequence, Active& active) {
+  Replica* best = nullptr;
+  for (Replica& replica : replicas_) {
+    if (!replica.scheduler) continue;
+    if (best == nullptr || replica.outstanding < best->outstanding) best = &replica;
+  }
+  active.replica = best;
+  if (best == nullptr) return false;
+  active.outstanding =
+      static_cast<int64_t>(active.request.prompt.size()) + active.request.max_tokens;
+  best->outstanding += active.outstanding;
+  best->scheduler->add(sequence, active.request.prompt, active.request.sampling);
+  return true;
+}
+
+bool Engine::expire_deadlines(Clock::time_point now) {
+  bool expired = false;
+  while (!deadlines_.empty() && deadlines_.begin()->first <= now) {
+    const uint64_t sequence = deadlines_.begin()->second;
+    const Active& active = active_.at(sequence);
+    const std::string why = "its deadline has passed after " + std::to_string(active.num_output) +
+                            " of at most " + std::to_string(active.request.max_tokens) +
+                            " tokens; give it more time";
+    fail(sequence, Code::kDeadlineExceeded, why, now);
+    expired = true;
+  }
+  return expired;
+}
+
+bool Engine::dispatch(Clock::time_point now) {
+  bool dispatched = false;
+  for (Replica& replica : replicas_) {
+    while (replica.scheduler) {
+      std::optional<MicroBatch> batch = replica.scheduler->next();
+      if (!batch) break;
+      dispatched = true;
+      for (const SequenceChunk& chunk : batch->chunks()) {
+        Active& active = active_.at(chunk.sequence());
+        if (active.started) continue;
+        active.started = now;
+        prompt_tokens_ += active.request.prompt.size();
+      }
+      ToWorker message;
+      *message.mutable_micro_batch() = std::move(*batch);
+      for (const int rank : replica.ranks) channel_.send(rank, message);
+    }
+  }
+  return dispatched;
+}
+
+void Engine::deliver(uint64_t sequence, const SampledToken& token, Clock::time_point now) {
+  Active& active = active_.at(sequence);
+  if (!active.first_token) active.first_token = now;
+  ++active.num_output;
+  ++output_tokens_;
+  // The first token also tells that the prompt is done.
+  const int64_t done =
+      1 + (active.num_output == 1 ? static_cast<int64_t>(active.request.prompt.size()) : 0);
+  active.outstanding -= done;
+  active.replica->outstanding -= done;
+
+  OutputToken output;
+  output.id = token.token();
+  output.logprobs.reserve(token.logprobs_size());
+  for (const TokenLogprob& logprob : token.logprobs()) {
+    output.logprobs.push_back({logprob.id(), logprob.logprob()});
+  }
+  const bool wants_more = active.request.sink->on_token(output);
+  const std::vector<int32_t>& stop_ids = active.request.stop_ids;
+  if (std::find(stop_ids.begin(), stop_ids.end(), output.id) != stop_ids.end()) {
+    finish(sequence, FinishReason::kStop, output.id, now);
+  } else if (!wants_more) {
+    finish(sequence, FinishReason::kStop, std::nullopt, now);
+  } else if (active.num_output == active.request.max_tokens) {
+    finish(sequence, FinishReason::kLength, std::nullopt, now);
+  }
+}
+
+Engine::Active Engine::close(uint64_t sequence) {
+  Active active = std::move(active_.extract(sequence).mapped());
+  if (active.replica != nullptr) {
+    active.replica->outstanding -= active.outstanding;
+    if (active.replica->scheduler) active.replica->scheduler->drop(sequence);
+  }
+  if (active.request.deadline) deadlines_.erase({*active.request.deadline, sequence});
+  const std::lock_guard lock(mutex_);
+  ids_.erase(active.request.id);
+  return active;
+}
+
+void Engine::finish(uint64_t sequence, FinishReason reason, std::optional<int32_t> stop_id,
+                    Clock::time_point now) {
+  const Active active = close(sequence);
+  log_end(active, reason == FinishReason::kStop ? "stop" : "length", now);
+  active.request.sink->on_finished(reason, stop_id);
+}
+
+void Engine::fail(uint64_t sequence, Code code, const std::string& why, Clock::time_point now) {
+  const Active active = close(sequence);
+  log_end(active, code_name(code), now);
+  active.request.sink->on_error(code, "cannot finish the request: " + why);
+}
+
+void Engine::log_end(const Active& active, const std::string& end, Clock::time_point now) const {
+  if (!options_.log) return;
+  const Clock::time_point first = active.first_token.value_or(now);
+  const double rest_ms = milliseconds(now - first);
+  const double rate = rest_ms > 0 ? (active.num_output - 1) * 1e3 / rest_ms : 0;
+  char numbers[160];
+  std::snprintf(numbers, sizeof numbers,
+                "%zu + %d tokens, queued %.1f ms, first token %.1f ms, %.1f tokens/s",
+                active.request.prompt.size(), active.num_output,
+                milliseconds(active.started.value_or(now) - active.entered),
+                milliseconds(first - active.entered), active.num_output > 1 ? rate : 0.0);
+  log_info("request " + active.request.id + ": " + end + ", " + numbers);
+}
+
+void Engine::publish() {
+  v1::Load load;
+  load.set_max_queue(options_.max_queue);
+  load.set_prompt_tokens(prompt_tokens_);
+  load.set_output_tokens(output_tokens_);
+  for (const Replica& replica : replicas_) {
+    if (!replica.scheduler) continue;
+    load.set_running(load.running() + replica.scheduler->num_running());
+    load.set_blocks_free(load.blocks_free() + replica.scheduler->num_blocks_free());
+    load.set_blocks_total(load.blocks_total() + num_blocks_);
+  }
+  bool health_changed = false;
+  {
+    const std::lock_guard lock(mutex_);
+    load.set_waiting(static_cast<int32_t>(ids_.size()) - load.running());
+    load_ = load;
+    is_idle_ = ids_.empty();
+    std::swap(health_changed, health_changed_);
+  }
+  idle_.notify_all();
+  if (health_changed && health_listener_) health_listener_();
+}
+
+}  // namespace trireme

@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "coordinator/scheduler.h"
+
+#include <algorithm>
+#include <string>
+#include <utility>
+
+#include "kernels/base/check.h"
+#include "kernels/base/error.h"
+
+namespace trireme {
+namespace {
+
+bool older(const Sequence* a, const Sequence* b) { return a->arrival < b->arrival; }
+
+template <typename List>
+void insert_by_age(List& list, Sequence* sequence) {
+  list.insert(std::upper_bound(list.begin(), list.end(), sequence, older), sequence);
+}
+
+template <typename List>
+void remove(List& list, const Sequence* sequence) {
+  const auto place = std::find(list.begin(), list.end(), sequence);
+  if (place != list.end()) list.erase(place);
+}
+
+[[noreturn]] void refuse(const MicroBatchResult& result, const std::string& why) {
+  throw Error(Code::kInternal,
+              "cannot use the result of micro-batch " + std::to_string(result.id()) + ": " + why);
+}
+
+}  // namespace
+
+Scheduler::Scheduler(const SchedulerOptions& options)
+    : options_(options), blocks_(options.num_blocks) {
+  CHECK(options.num_stages > 0 && options.block_size > 0 && options.max_sequences > 0 &&
+            options.max_batch_tokens > 0 && options.vocab_size > 0,
+        "scheduler options must be positive");
+}
+
+int32_t Scheduler::blocks_for(int64_t num_positions) const {
+  return static_cast<int32_t>((num_positions + options_.block_size - 1) / options_.block_size);
+}
+
+bool Scheduler::fits(int64_t num_positions) const {
+  return num_positions <= int64_t{options_.num_blocks} * options_.block_size;
+}
+
+void Scheduler::add(uint64_t sequence, std::vector<int32_t> prompt,
+                    const SamplingParams& sampling) {
+  CHECK(!prompt.empty() && fits(static_cast<int64_t>(prompt.size())),
+        "a prompt of " + std::to_string(prompt.size()) + " tokens cannot run");
+  const auto [place, is_new] = sequences_.try_emplace(sequence);
+  CHECK(is_new, "sequence " + std::to_string(sequence) + " is there already");
+  Sequence& added = place->second;
+  added.id = sequence;
+  added.arrival = next_arrival_++;
+  added.tokens = std::move(prompt);
+  added.sampling = sampling;
+  waiting_.push_back(&added);
+}
+
+void Scheduler::drop(uint64_t sequence) {
+  const auto place = sequences_.find(sequence);
+  if (place == sequences_.end() || place->second.dropped) return;
+  Sequence& dropped = place->second;
+  remove(waiting_, &dropped);
+  remove(running_, &dropped);
+  remove(ready_, &dropped);
+  if (dropped.in_flight) {
+    dropped.dropped = true;
+    return;
+  }
+  blocks_.release(dropped.blocks);
+  sequences_.erase(place);
+}
+
+std::optional<MicroBatch> Scheduler::next() {
+  if (num_in_flight() >= options_.num_stages) return std::nullopt;
+  Draft draft;
+  draft.tokens_left = options_.max_batch_tokens;
+  take_decodes(draft);
+  take_prompts(draft);
+  admit(draft);
+  if (draft.parts.empty()) return std::nullopt;
+  draft.batch.set_id(next_batch_++);
+  in_flight_.push_back({draft.batch.id(), std::move(draft.parts)});
+  return std::move(draft.batch);
+}
+
+void Scheduler::take_decodes(Draft& draft) {
+  // Those in flight count: they come back, and the share of each micro-batch then stays the same.
+  const auto decoding = static_cast<int32_t>(
+      std::count_if(running_.begin(), running_.end(),
+                    [](const Sequence* sequence) { return sequence->num_missing() <= 1; }));
+  int32_t share = (decoding + options_.num_stages - 1) / options_.num_stages;
+  const std::vector<Sequence*> candidates =
+      ready_;  // make_room() takes the preempted out of ready_
+  for (Sequence* sequence : candidates) {
+    if (share == 0 || draft.tokens_left == 0) break;
+    const bool preempted = sequence->blocks.empty();
+    if (preempted || !make_room(*sequence)) continue;
+    append_chunk(draft, *sequence, 1);
+    --share;
+  }
+  std::erase_if(ready_, [](const Sequence* sequence) { return sequence->in_flight; });
+}
+
+void Scheduler::take_prompts(Draft& draft) {
+  for (Sequence* sequence : running_) {
+    if (draft.tokens_left == 0) return;
+    if (sequence->in_flight || sequence->num_missing() <= 1) continue;
+    append_chunk(draft, *sequence, std::min(sequence->num_missing(), draft.tokens_left));
+  }
+}
+
+void Scheduler::admit(Draft& draft) {
+  while (!waiting_.empty() && draft.tokens_left > 0 && num_running() < options_.max_sequences) {
+    Sequence& sequence = *waiting_.front();
+    const int32_t needed = blocks_for(static_cast<int64_t>(sequence.tokens.size()));
+    // One block more for each that runs: else they would soon preempt the newcomer, and its prompt
+    // would have been computed for nothing.
+    if (!running_.empty() && needed > blocks_.num_free() - num_running()) return;
+    // Fails although nothing runs while dropped sequences in flight still hold blocks.
+    if (!blocks_.grow(sequence.blocks, needed)) return;
+    waiting_.pop_front();
+    insert_by_age(running_, &sequence);
+    append_chunk(draft, sequence, std::min(sequence.num_missing(), draft.tokens_left));
+  }
+}
+
+void Scheduler::append_chunk(Draft& draft, Sequence& sequence, int32_t num_tokens) {
+  SequenceChunk& chunk = *draft.batch.add_chunks();
+  const int32_t begin = sequence.num_computed;
+  const int32_t end = begin + num_tokens;
+  chunk.set_sequence(sequence.id);
+  chunk.set_position(begin);
+  chunk.mutable_token_ids()->Add(sequence.tokens.begin() + begin, sequence.tokens.begin() + end);
+  chunk.mutable_block_table()->Add(sequence.blocks.begin(),
+                                   sequence.blocks.begin() + blocks_for(end));
+  chunk.set_sample(num_tokens == sequence.num_missing());
+  DrawSpec& draw = *chunk.mutable_draw();
+  draw.set_temperature(sequence.sampling.temperature);
+  draw.set_top_p(sequence.sampling.top_p);
+  draw.set_top_k(sequence.sampling.top_k);
+  draw.set_seed(sequence.sampling.seed);
+  draw.set_logprobs(sequence.sampling.logprobs);
+
+  sequence.num_computed = end;
+  sequence.in_flight = true;
+  draft.tokens_left -= num_tokens;
+  draft.parts.push_back({&sequence, chunk.sample()});
+}
+
+bool Scheduler::make_room(Sequence& sequence) {
+  const int32_t needed = blocks_for(int64_t{sequence.num_computed} + 1);
+  while (!blocks_.grow(sequence.blocks, needed)) {
+    // What is in flight writes to its blocks: pass over it, a younger one will be back soon.
+    const auto youngest = std::find_if(running_.rbegin(), running_.rend(),
+                                       [](const Sequence* other) { return !other->in_flight; });
+    if (youngest == running_.rend() || !older(&sequence, *youngest)) return false;
+    preempt(**youngest);
+  }
+  return true;
+}
+
+void Scheduler::preempt(Sequence& sequence) {
+  remove(running_, &sequence);
+  remove(ready_, &sequence);
+  blocks_.release(sequence.blocks);
+  sequence.num_computed = 0;
+  insert_by_age(waiting_, &sequence);
+}
+
+std::vector<Scheduler::Drawn> Scheduler::complete(const MicroBatchResult& result) {
+  if (in_flight_.empty()) refuse(result, "none is in flight");
+  check_result(in_flight_.front(), result);
+  const InFlight done = std::move(in_flight_.front());
+  in_flight_.pop_front();
+
+  std::vector<Drawn> drawn;
+  int next_token = 0;
+  for (const Part& part : done.parts) {
+    Sequence& sequence = *part.sequence;
+    const SampledToken* token = part.samples ? &result.tokens(next_token++) : nullptr;
+    sequence.in_flight = false;
+    if (sequence.dropped) {
+      blocks_.release(sequence.blocks);
+      sequences_.erase(sequence.id);
+      continue;
+    }
+    if (token != nullptr) {
+      sequence.tokens.push_back(token->token());
+      drawn.push_back({sequence.id, token});
+    }
+    if (sequence.num_missing() == 1) ready_.push_back(&sequence);
+  }
+  return drawn;
+}
+
+void Scheduler::check_result(const InFlight& expected, const MicroBatchResult& result) const {
+  if (result.id() != expected.id) {
+    refuse(result, "micro-batch " + std::to_string(expected.id) + " is the next to end");
+  }
+  const auto num_drawn = std::count_if(expected.parts.begin(), expected.parts.end(),
+                                       [](const Part& part) { return part.samples; });
+  if (result.tokens_size() != num_drawn) {
+    refuse(result, "it has " + std::to_string(result.tokens_size()) + " tokens, " +
+                       std::to_string(num_drawn) + " were asked for");
+  }
+  const auto check_id = [&](int32_t id) {
+    if (id >= 0 && id < options_.vocab_size) return;
+    refuse(result, "token " + std::to_string(id) + " is outside the vocabulary of " +
+                       std::to_string(options_.vocab_size));
+  };
+  int index = 0;
+  for (const Part& part : expected.parts) {
+    if (!part.samples) continue;
+    const SampledToken& token = result.tokens(index++);
+    if (token.sequence() != part.sequence->id) {
+      refuse(result, "it has a token of sequence " + std::to_string(token.sequence()) +
+                         " where sequence " + std::to_string(part.sequence->id) + " has its place");
+    }
+    check_id(token.token());
+    if (token.logprobs_size() > part.sequence->sampling.logprobs) {
+      refuse(result, "it has " + std::to_string(token.logprobs_size()) + " logprobs, at most " +
+                         std::to_string(part.sequence->sampling.logprobs) + " were asked for");
+    }
+    for (const TokenLogprob& logprob : token.logprobs()) check_id(logprob.id());
+  }
+}
+
+}  // namespace trireme

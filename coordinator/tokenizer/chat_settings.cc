@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "coordinator/tokenizer/chat_settings.h"
+
+#include <filesystem>
+
+#include "coordinator/tokenizer/json_fields.h"
+#include "kernels/base/error.h"
+#include "worker/model/gguf.h"
+#include "worker/model/mapped_file.h"
+
+namespace trireme {
+namespace {
+
+constexpr uint64_t kTemplateBytesMax = 1 << 20;
+
+// Of an array of named templates, the one called "default".
+std::string template_of(const JsonField& config) {
+  const auto field = config.find("chat_template");
+  if (!field.has_value()) return "";
+  if (field->is_string()) return field->text();
+  for (size_t i = 0; i < field->size(); ++i) {
+    const JsonField entry = field->at(i);
+    if (entry["name"].text() == "default") return entry["template"].text();
+  }
+  return "";
+}
+
+std::string read_template_file(const std::string& file) {
+  if (!std::filesystem::exists(file)) return "";
+  const MappedFile bytes(file);
+  if (bytes.size() > kTemplateBytesMax) {
+    throw Error(Code::kInvalidArgument, "cannot read " + file + ": it has " +
+                                            std::to_string(bytes.size()) + " bytes, at most " +
+                                            std::to_string(kTemplateBytesMax) + " are taken");
+  }
+  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
+}
+
+void add_template_prefix(const JsonField& processor, const Tokenizer& tokenizer,
+                         std::vector<int32_t>& prefix) {
+  const JsonField parts = processor["single"];
+  for (size_t i = 0; i < parts.size(); ++i) {
+    const auto token = parts.at(i).find("SpecialToken");
+    if (!token.has_value()) return;  // the text; what follows it is no prefix
+    const std::string& text = (*token)["id"].text();
+    const auto id = tokenizer.special(text);
+    if (!id.has_value()) token->fail("\"" + text + "\" is no special token of this tokenizer");
+    prefix.push_back(*id);
+  }
+}
+
+// What the post-processor of a tokenizer.json puts in front of a text.
+std::vector<int32_t> processor_prefix(const std::string& file, const Tokenizer& tokenizer) {
+  const nlohmann::json json = read_json(file);
+  std::vector<int32_t> prefix;
+  const auto processor = JsonField(json, file + ": ").find("post_processor");
+  if (!processor.has_value()) return prefix;
+  const std::string& type = (*processor)["type"].text();
+  if (type == "TemplateProcessing") add_template_prefix(*processor, tokenizer, prefix);
+  if (type != "Sequence") return prefix;
+  const JsonField parts = (*processor)["processors"];
+  for (size_t i = 0; i < parts.size(); ++i) {
+    if (parts.at(i)["type"].text() == "TemplateProcessing") {
+      add_template_prefix(parts.at(i), tokenizer, prefix);
+    }
+  }
+  return prefix;
+}
+
+void read_directory(const std::string& path, const std::vector<int32_t>& bos,
+                    const Tokenizer& tokenizer, ChatSettings& settings) {
+  const std::string config_file = path + "/tokenizer_config.json";
+  const std::string tokenizer_file = path + "/tokenizer.json";
+  std::optional<bool> adds_bos;
+  if (std::filesystem::exists(config_file)) {
+    const nlohmann::json json = read_json(config_file);
+    const JsonField config(json, config_file + ": ");
+    settings.chat_template = template_of(config);
+    if (const auto field = config.find("add_bos_token")) adds_bos = field->boolean();
+  }
+  if (settings.chat_template.empty()) {
+    settings.chat_template = read_template_file(path + "/chat_template.jinja");
+  }
+  if (adds_bos.has_value()) {
+    if (*adds_bos) settings.prefix = bos;
+  } else if (std::filesystem::exists(tokenizer_file)) {
+    settings.prefix = processor_prefix(tokenizer_file, tokenizer);
+  } else {
+    settings.prefix = bos;  // the default of Llama's sentencepiece tokenizer
+  }
+}
+
+// A text with its escapes resolved, up to `quote`; nullopt where no such quote follows.
+std::optional<std::string> read_literal(std::string_view text, char quote) {
+  std::string literal;
+  for (size_t at = 0; at < text.size(); ++at) {
+    if (text[at] == quote) return literal;
+    if (text[at] == '\\' && at + 1 < text.size()) {
+      ++at;
+      literal += text[at] == 'n' ? '\n' : text[at];
+    } else {
+      literal += text[at];
+    }
+  }
+  return std::nullopt;
+}
+
+}  // namespace
+
+ChatSettings read_chat_settings(const std::string& path, const std::string& family, int32_t bos_id,
+                                const Tokenizer& tokenizer) {
+  ChatSettings settings;
+  settings.family = family;
+  std::vector<int32_t> bos;
+  if (bos_id >= 0) bos.push_back(bos_id);
+  if (std::filesystem::is_directory(path)) {
+    read_directory(path, bos, tokenizer, settings);
+    return settings;
+  }
+  const GgufFile gguf(path);
+  settings.chat_template = gguf.string("tokenizer.chat_template").value_or("");
+  // Old conversions of Llama 3 leave the flag out and mean it.
+  const bool by_default = gguf.string("tokenizer.ggml.pre").value_or("") == "llama-bpe";
+  if (gguf.boolean("tokenizer.ggml.add_bos_token").value_or(by_default)) settings.prefix = bos;
+  return settings;
+}
+
+std::optional<std::string> default_system_message(const std::string& chat_template) {
+  constexpr std::string_view kBegin = "<|im_start|>system";
+  constexpr std::string_view kEnd = "<|im_end|>";
+  const std::string_view text = chat_template;
+  for (size_t at = text.find(kBegin); at != text.npos; at = text.find(kBegin, at + 1)) {
+    if (at == 0 || (text[at - 1] != '\'' && text[at - 1] != '"')) continue;
+    const auto literal = read_literal(text.substr(at + kBegin.size()), text[at - 1]);
+    if (!literal.has_value() || !literal->starts_with('\n')) continue;
+    const size_t end = literal->find(kEnd);
+    if (end != literal->npos) return literal->substr(1, end - 1);
+  }
+  return std::nullopt;
+}
+
+}  // namespace trireme

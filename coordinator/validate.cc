@@ -1,0 +1,290 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "coordinator/validate.h"
+
+#include <google/protobuf/message.h>
+#include <google/protobuf/unknown_field_set.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdio>
+#include <limits>
+#include <random>
+#include <string_view>
+
+#include "coordinator/tokenizer/utf8.h"
+#include "kernels/base/error.h"
+
+namespace trireme {
+namespace {
+
+std::string to_text(double value) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%g", value);
+  return text;
+}
+
+std::string indexed(const std::string& path, int64_t index) {
+  return path + '[' + std::to_string(index) + ']';
+}
+
+[[noreturn]] void refuse(const std::string& path, const std::string& found,
+                         const std::string& allowed) {
+  throw Error(Code::kInvalidArgument, path + ": found " + found + ", allowed: " + allowed);
+}
+
+void refuse_if_set(bool set, const std::string& path) {
+  if (!set) return;
+  throw Error(Code::kUnimplemented, path + ": is set, and this server does not support it; leave it out");
+}
+
+void check_int(const std::string& path, int64_t value, int64_t low, int64_t high) {
+  if (value >= low && value <= high) return;
+  refuse(path, std::to_string(value), std::to_string(low) + " to " + std::to_string(high));
+}
+
+void check_count(const std::string& path, size_t count, size_t most, const std::string& what) {
+  if (count <= most) return;
+  refuse(path, std::to_string(count) + ' ' + what, "at most " + std::to_string(most));
+}
+
+void check_utf8(const std::string& path, std::string_view text) {
+  if (const auto offset = find_broken_utf8(text)) {
+    refuse(path, "a byte that is not UTF-8 at offset " + std::to_string(*offset), "valid UTF-8");
+  }
+}
+
+void check_ids(const std::string& path, const google::protobuf::RepeatedField<int32_t>& ids,
+               int32_t vocab_size) {
+  for (int i = 0; i < ids.size(); ++i) check_int(indexed(path, i), ids[i], 0, vocab_size - 1);
+}
+
+// A field that a newer client knows and this server does not would otherwise be ignored in silence.
+void refuse_unknown_fields(const google::protobuf::Message& message, const std::string& prefix) {
+  const google::protobuf::Reflection* reflection = message.GetReflection();
+  const google::protobuf::UnknownFieldSet& unknown = reflection->GetUnknownFields(message);
+  if (!unknown.empty()) {
+    refuse_if_set(true, prefix + "field number " + std::to_string(unknown.field(0).number()));
+  }
+  std::vector<const google::protobuf::FieldDescriptor*> fields;
+  reflection->ListFields(message, &fields);
+  for (const google::protobuf::FieldDescriptor* field : fields) {
+    if (field->cpp_type() != google::protobuf::FieldDescriptor::CPPTYPE_MESSAGE) continue;
+    if (!field->is_repeated()) {
+      refuse_unknown_fields(reflection->GetMessage(message, field), prefix + field->name() + '.');
+      continue;
+    }
+    if (field->is_map()) continue;  // entries hold scalars only
+    for (int i = 0; i < reflection->FieldSize(message, field); ++i) {
+      refuse_unknown_fields(reflection->GetRepeatedMessage(message, field, i),
+                            indexed(prefix + field->name(), i) + '.');
+    }
+  }
+}
+
+std::string random_hex_id() {
+  std::random_device device;
+  std::string id;
+  for (int word = 0; word < 4; ++word) {
+    std::array<char, 9> text{};
+    std::snprintf(text.data(), text.size(), "%08x", static_cast<uint32_t>(device()));
+    id += text.data();
+  }
+  return id;
+}
+
+uint64_t random_seed() {
+  std::random_device device;
+  return uint64_t{device()} << 32 | device();
+}
+
+SamplingParams check_sampling(const v1::Sampling& sampling, int32_t vocab_size) {
+  refuse_if_set(sampling.has_min_p(), "sampling.min_p");
+  refuse_if_set(sampling.has_repetition_penalty(), "sampling.repetition_penalty");
+  refuse_if_set(sampling.has_frequency_penalty(), "sampling.frequency_penalty");
+  refuse_if_set(sampling.has_presence_penalty(), "sampling.presence_penalty");
+  refuse_if_set(sampling.logit_bias_size() > 0, "sampling.logit_bias");
+
+  SamplingParams params;
+  if (sampling.has_temperature()) {
+    const double value = sampling.temperature();
+    // Written so that NaN fails.
+    if (!(value >= 0 && value <= kMaxTemperature)) {
+      refuse("sampling.temperature", to_text(value), "0 (greedy) to " + to_text(kMaxTemperature));
+    }
+    // Logits are divided by it: what is not 0 must not become 0 or overflow them as a float.
+    params.temperature = value == 0 ? 0.0f : std::max(static_cast<float>(value), 1e-6f);
+  }
+  if (sampling.has_top_p()) {
+    const double value = sampling.top_p();
+    if (!(value > 0 && value <= 1)) {
+      refuse("sampling.top_p", to_text(value), "above 0, up to 1 (off)");
+    }
+    params.top_p = std::max(static_cast<float>(value), std::numeric_limits<float>::min());
+  }
+  if (sampling.has_top_k()) {
+    check_int("sampling.top_k", sampling.top_k(), 0, vocab_size);
+    params.top_k = sampling.top_k();
+  }
+  params.seed = sampling.has_seed() ? sampling.seed() : random_seed();
+  return params;
+}
+
+template <class Message>
+void check_stops(const Message& message, int32_t vocab_size) {
+  check_count("stop", static_cast<size_t>(message.stop_size()), kMaxStops, "strings");
+  for (int i = 0; i < message.stop_size(); ++i) {
+    const std::string& stop = message.stop(i);
+    if (stop.empty()) refuse(indexed("stop", i), "an empty string", "1 byte or more");
+    check_count(indexed("stop", i), stop.size(), kMaxStopBytes, "bytes");
+    check_utf8(indexed("stop", i), stop);
+  }
+  check_count("stop_token_ids", static_cast<size_t>(message.stop_token_ids_size()), kMaxStopIds,
+              "ids");
+  check_ids("stop_token_ids", message.stop_token_ids(), vocab_size);
+}
+
+template <class Message>
+void check_metadata(const Message& message) {
+  check_count("metadata", message.metadata().size(), kMaxMetadata, "entries");
+  for (const auto& [key, value] : message.metadata()) {
+    check_count("metadata", key.size(), kMaxMetadataBytes, "bytes in a key");
+    check_count("metadata", value.size(), kMaxMetadataBytes, "bytes in a value");
+  }
+}
+
+// The fields that Generate and Chat have in common, all but what depends on the prompt's length.
+template <class Message>
+PreparedRequest check_common(const Message& message, const ServedModel& model) {
+  refuse_unknown_fields(message, "");
+  refuse_if_set(message.has_min_tokens(), "min_tokens");
+  refuse_if_set(message.has_priority(), "priority");
+  if (message.has_n() && message.n() < 1) refuse("n", std::to_string(message.n()), "1");
+  refuse_if_set(message.has_n() && message.n() != 1, "n other than 1");
+  if (message.has_request_id()) check_request_id(message.request_id());
+  const int32_t vocab_size = model.spec.vocab_size();
+  check_stops(message, vocab_size);
+  check_metadata(message);
+
+  PreparedRequest prepared;
+  prepared.request.id = message.has_request_id() ? message.request_id() : random_hex_id();
+  prepared.request.sampling = check_sampling(message.sampling(), vocab_size);
+  if (message.has_logprobs()) {
+    check_int("logprobs", message.logprobs(), 0, std::min(kMaxLogprobs, vocab_size));
+    prepared.request.sampling.logprobs = message.logprobs();
+  }
+  prepared.stop.assign(message.stop().begin(), message.stop().end());
+  std::vector<int32_t>& stop_ids = prepared.request.stop_ids;
+  stop_ids.assign(message.stop_token_ids().begin(), message.stop_token_ids().end());
+  if (!message.ignore_eos()) {
+    stop_ids.insert(stop_ids.end(), model.spec.stop_ids().begin(), model.spec.stop_ids().end());
+  }
+  return prepared;
+}
+
+// Enters the prompt, and max_tokens, which by default is what the prompt leaves of the context.
+template <class Message>
+void set_prompt(const Message& message, const ServedModel& model, const std::string& path,
+                std::vector<int32_t> prompt, PreparedRequest& prepared) {
+  const int64_t length = static_cast<int64_t>(prompt.size());
+  if (length == 0) refuse(path, "no token", "at least one");
+  if (length >= model.context) {
+    refuse(path, std::to_string(length) + " tokens",
+           "at most " + std::to_string(model.context - 1) + ", for the context served is " +
+               std::to_string(model.context) + " and must hold one token of output too");
+  }
+  const int64_t room = model.context - length;
+  if (message.has_max_tokens()) {
+    const int64_t wanted = message.max_tokens();
+    if (wanted < 1 || wanted > room) {
+      refuse("max_tokens", std::to_string(wanted),
+             "1 to " + std::to_string(room) + " (context " + std::to_string(model.context) +
+                 " less a prompt of " + std::to_string(length) + " tokens)");
+    }
+  }
+  prepared.request.max_tokens =
+      message.has_max_tokens() ? message.max_tokens() : static_cast<int32_t>(room);
+  prepared.request.prompt = std::move(prompt);
+}
+
+std::vector<int32_t> prompt_of(const v1::GenerateRequest& request, const ServedModel& model) {
+  if (request.has_token_ids()) {
+    const auto& ids = request.token_ids().ids();
+    // Before the ids are looked at one by one: the message may hold a million.
+    if (ids.size() < model.context) check_ids("token_ids.ids", ids, model.spec.vocab_size());
+    return {ids.begin(), ids.end()};
+  }
+  if (!request.has_text()) refuse("prompt", "neither text nor token_ids", "one of them");
+  if (request.text().empty()) refuse("text", "an empty text", "1 byte or more");
+  check_count("text", request.text().size(), kMaxPromptBytes, "bytes");
+  check_utf8("text", request.text());
+  return model.chat_format.plain(request.text());
+}
+
+std::vector<ChatTurn> turns_of(const v1::ChatRequest& request) {
+  if (request.messages().empty()) refuse("messages", "none", "at least one");
+  check_count("messages", static_cast<size_t>(request.messages_size()), kMaxMessages, "messages");
+  std::vector<ChatTurn> turns;
+  size_t bytes = 0;
+  for (int i = 0; i < request.messages_size(); ++i) {
+    const v1::ChatMessage& message = request.messages(i);
+    const std::string path = indexed("messages", i);
+    refuse_if_set(message.has_name(), path + ".name");
+    refuse_if_set(message.tool_calls_size() > 0, path + ".tool_calls");
+    const std::string& role = message.role();
+    if (role != "system" && role != "user" && role != "assistant") {
+      refuse(path + ".role", role.size() > 32 ? "a longer word" : '"' + role + '"',
+             "\"system\", \"user\" or \"assistant\"");
+    }
+    check_utf8(path + ".content", message.content());
+    bytes += message.content().size();
+    check_count("messages", bytes, kMaxPromptBytes, "bytes of content or more");
+    turns.push_back({role, message.content()});
+  }
+  return turns;
+}
+
+}  // namespace
+
+void check_request_id(const std::string& id) {
+  check_count("request_id", id.size(), kMaxRequestIdBytes, "bytes");
+  const bool printable = std::all_of(id.begin(), id.end(), [](char c) { return c > ' ' && c <= '~'; });
+  if (id.empty() || !printable) {
+    refuse("request_id", id.empty() ? "nothing" : "a character that is a space or not printable",
+           "1 to " + std::to_string(kMaxRequestIdBytes) + " printable ASCII characters");
+  }
+}
+
+PreparedRequest prepare(const v1::GenerateRequest& request, const ServedModel& model) {
+  PreparedRequest prepared = check_common(request, model);
+  const std::string path = request.has_token_ids() ? "token_ids" : "text";
+  set_prompt(request, model, path, prompt_of(request, model), prepared);
+  return prepared;
+}
+
+PreparedRequest prepare(const v1::ChatRequest& request, const ServedModel& model) {
+  PreparedRequest prepared = check_common(request, model);
+  refuse_if_set(request.has_tools_json(), "tools_json");
+  if (!request.ignore_eos()) {
+    // The end of an answer in this chat format; a plain text has no turns that could end.
+    const std::vector<int32_t>& ends = model.chat_format.stop_ids();
+    prepared.request.stop_ids.insert(prepared.request.stop_ids.end(), ends.begin(), ends.end());
+  }
+  set_prompt(request, model, "messages", model.chat_format.render(turns_of(request)), prepared);
+  return prepared;
+}
+
+std::vector<int32_t> tokenize(const v1::TokenizeRequest& request, const ServedModel& model) {
+  refuse_unknown_fields(request, "");
+  check_count("text", request.text().size(), kMaxPromptBytes, "bytes");
+  check_utf8("text", request.text());
+  return model.tokenizer.encode(request.text());
+}
+
+std::string detokenize(const v1::DetokenizeRequest& request, const ServedModel& model) {
+  refuse_unknown_fields(request, "");
+  check_ids("token_ids", request.token_ids(), model.spec.vocab_size());
+  return model.tokenizer.decode({request.token_ids().data(),
+                                 static_cast<size_t>(request.token_ids_size())});
+}
+
+}  // namespace trireme

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+// What this process is to do, and the only place where a failure ends it.
+#include <google/protobuf/util/json_util.h>
+
+#include <chrono>
+#include <csignal>
+#include <cstdio>
+#include <iostream>
+#include <thread>
+
+#include "kernels/base/error.h"
+#include "launch/chat.h"
+#include "launch/generate.h"
+#include "launch/job.h"
+#include "launch/options.h"
+#include "launch/serve.h"
+
+namespace trireme {
+namespace {
+
+constexpr int kFailure = 1;
+constexpr int kBadInput = 2;
+
+int exit_status(Code code) {
+  const bool bad_input = code == Code::kInvalidArgument || code == Code::kNotFound ||
+                         code == Code::kFailedPrecondition;
+  return bad_input ? kBadInput : kFailure;
+}
+
+int plan(const Options& options) {
+  const Job job(options);
+  if (!options.json) {
+    std::cout << placement_table(job.topology(), job.model(), job.placement());
+    return 0;
+  }
+  google::protobuf::util::JsonPrintOptions format;
+  format.preserve_proto_field_names = true;
+  std::string text;
+  if (!google::protobuf::util::MessageToJsonString(job.placement(), &text, format).ok()) {
+    throw Error(Code::kInternal, "cannot write the placement as JSON");
+  }
+  std::cout << text << '\n';
+  return 0;
+}
+
+// A rank that computes. The launcher passes signals on to every rank: what they mean is for rank 0 to
+// say, and its end, seen on the control connection, is the worker's.
+int work(const Options& options) {
+  for (const int number : {SIGTERM, SIGINT, SIGUSR1}) std::signal(number, SIG_IGN);
+  return run_worker(options);
+}
+
+int run(const Options& options) {
+  const bool leads = options.launch.rank == 0;
+  switch (options.command) {
+    case Options::Command::kServe: return leads ? serve(options) : work(options);
+    case Options::Command::kGenerate: return leads ? generate(options) : work(options);
+    case Options::Command::kPlan: return leads ? plan(options) : work(options);
+    case Options::Command::kChat: return leads ? chat(options.chat) : 0;
+    case Options::Command::kNone: return 0;
+  }
+  return 0;
+}
+
+// Every rank finds the same mistake in the options; rank 0 says so, and its end ends the others.
+void leave_the_word_to_rank_0() {
+  int rank = 0;
+  try {
+    rank = read_launch_info().rank;
+  } catch (const Error&) {  // that is the mistake: everyone says so
+  }
+  if (rank != 0) std::this_thread::sleep_for(std::chrono::seconds(1));
+}
+
+}  // namespace
+}  // namespace trireme
+
+int main(int argc, char** argv) {
+  using namespace trireme;
+  int status = kFailure;
+  bool parsed = false;
+  try {
+    const Options options = parse_options(argc, argv);
+    parsed = true;
+    status = run(options);
+  } catch (const Error& error) {
+    if (!parsed) leave_the_word_to_rank_0();
+    std::fprintf(stderr, "trireme: %s\n", error.what());
+    status = exit_status(error.code());
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "trireme: a bug, or no memory: %s\n", error.what());
+  }
+  return finish_process(status);
+}

@@ -1,0 +1,341 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "launch/options.h"
+
+#include <CLI/CLI.hpp>
+#include <array>
+#include <charconv>
+#include <cstdlib>
+#include <iostream>
+#include <limits>
+#include <sstream>
+#include <utility>
+
+#include "kernels/base/error.h"
+
+namespace trireme {
+namespace {
+
+using CLI::PositiveNumber;
+using std::chrono::milliseconds;
+
+constexpr const char* kAboutTrireme =
+    "Trireme serves a large language model from an MPI job.\n"
+    "Alone it runs in one process; under mpirun or srun rank 0 coordinates and the other ranks compute.";
+
+constexpr const char* kExamples = R"(Examples:
+  trireme serve --model PATH                        one process, 127.0.0.1:50051
+  mpirun -n 3 trireme serve --model PATH            two workers, each with half of the layers
+  trireme chat "What is the capital of France?"     asks that server
+  trireme generate --model PATH --chat "Hello"      no server at all
+
+PATH is a Hugging Face directory (config.json, *.safetensors, a tokenizer) or a GGUF file.
+`trireme help SUBCOMMAND` tells the rest. Exit status: 0 done, 2 bad options or input, 1 failure.)";
+
+constexpr const char* kServeExamples = R"(Examples:
+  trireme serve --model PATH --listen 127.0.0.1:0 --address_file server.addr
+  trireme serve --model PATH --listen unix:/run/user/1000/trireme.sock
+  trireme serve --model PATH --listen 0.0.0.0:50051 --tls_cert c.pem --tls_key k.pem --token_file token
+  mpirun -n 5 trireme serve --model PATH --pp 2 --tp 2
+
+Ends on SIGTERM or Ctrl-C: takes no more requests, lets those that run finish for up to 30 s. A second
+signal ends it at once.)";
+
+constexpr const char* kGenerateExamples = R"(Examples:
+  trireme generate --model PATH --prompt "Once upon a time" --max_tokens 50
+  trireme generate --model PATH --chat "Name a prime." --temperature 0.8 --top_p 0.9 --seed 7
+  trireme generate --model PATH --prompt_ids 1,2,3 --json --logprobs 5
+  mpirun -n 3 trireme generate --model PATH --input prompts.jsonl --json > answers.jsonl
+
+A line of --input: {"prompt": "…"} or {"chat": "…"} or {"prompt_ids": […]}, and where it differs from
+the flags: max_tokens, temperature, top_p, top_k, seed, stop, stop_token_ids, ignore_eos, logprobs.)";
+
+constexpr const char* kChatExamples = R"(Examples:
+  trireme chat "What is the capital of France?"
+  trireme chat                                      a conversation: Ctrl-C stops an answer, /quit ends
+  trireme chat --server unix:/run/user/1000/trireme.sock --system "Answer in one sentence.")";
+
+[[noreturn]] void bad_value(const std::string& flag, const std::string& text,
+                            const std::string& allowed) {
+  throw Error(Code::kInvalidArgument, flag + ": found \"" + text + "\", allowed: " + allowed);
+}
+
+// A number and its unit, both as they stand in `text`.
+std::pair<uint64_t, std::string> split_unit(const std::string& text, const std::string& flag,
+                                            const std::string& allowed) {
+  uint64_t value = 0;
+  const char* const end = text.data() + text.size();
+  const auto [stop, error] = std::from_chars(text.data(), end, value);
+  if (error != std::errc()) bad_value(flag, text, allowed);
+  return {value, std::string(stop, end)};
+}
+
+uint64_t scaled(uint64_t value, uint64_t unit, uint64_t most, const std::string& text,
+                const std::string& flag, const std::string& allowed) {
+  if (value > most / unit) bad_value(flag, text, allowed);
+  return value * unit;
+}
+
+std::vector<std::string> split(const std::string& text, char separator) {
+  std::vector<std::string> parts;
+  std::istringstream stream(text);
+  for (std::string part; std::getline(stream, part, separator);) parts.push_back(part);
+  if (text.empty() || text.back() == separator) parts.emplace_back();
+  return parts;
+}
+
+std::vector<int32_t> parse_ids(const std::string& text) {
+  std::vector<int32_t> ids;
+  for (const std::string& part : split(text, ',')) {
+    int32_t id = 0;
+    const char* const end = part.data() + part.size();
+    const auto [stop, error] = std::from_chars(part.data(), end, id);
+    if (error != std::errc() || stop != end) {
+      bad_value("--prompt_ids", part, "token ids with commas between them, such as 1,2,3");
+    }
+    ids.push_back(id);
+  }
+  return ids;
+}
+
+std::map<std::string, uint64_t> parse_max_memory(const std::string& text) {
+  std::map<std::string, uint64_t> limits;
+  for (const std::string& part : split(text, ',')) {
+    const size_t equals = part.find('=');
+    if (equals == 0 || equals == std::string::npos) {
+      bad_value("--max_memory", part, "KEY=SIZE with commas between them, such as 0=10GiB,cpu=4GiB");
+    }
+    const std::string key = part.substr(0, equals);
+    if (!limits.emplace(key, parse_bytes(part.substr(equals + 1), "--max_memory")).second) {
+      bad_value("--max_memory", text, "each key once, and " + key + " is there twice");
+    }
+  }
+  return limits;
+}
+
+// A flag that may be repeated and takes one value each time.
+CLI::Option* add_repeated(CLI::App& app, const std::string& name, std::vector<std::string>& values,
+                          const std::string& help) {
+  return app.add_option(name, values, help)->expected(1)->allow_extra_args(false)->take_all();
+}
+
+void add_placement_flags(CLI::App& app, PlacementFlags& flags) {
+  app.add_option("--model", flags.model, "Hugging Face directory or GGUF file")->required();
+  app.add_option("--tp", flags.tp, "ranks that share each layer")->check(PositiveNumber);
+  app.add_option("--pp", flags.pp, "stages: ranges of layers, one after the other")
+      ->check(PositiveNumber);
+  app.add_option("--dp", flags.dp, "replicas of the whole model")->check(PositiveNumber);
+  app.add_option("--device_map", flags.device_map,
+                 "auto, or a file with a placement (plan --json writes one)");
+  app.add_option_function<std::string>(
+      "--max_memory",
+      [&flags](const std::string& text) { flags.max_memory_bytes = parse_max_memory(text); },
+      "what workers may use, such as 0=10GiB,1=512MiB; cpu: every CPU worker");
+  app.add_option("--dtype", flags.dtype, "of the weights (default: the checkpoint's)")
+      ->check(CLI::IsMember({"fp32", "bf16", "fp16"}));
+  app.add_option("--max_sequences", flags.max_sequences, "requests computed at once, per replica")
+      ->check(PositiveNumber);
+  app.add_option("--max_batch_tokens", flags.max_batch_tokens, "tokens of one micro-batch")
+      ->check(PositiveNumber);
+  app.add_option("--context", flags.context,
+                 "longest prompt + output in tokens (default: the model's, or what fits)")
+      ->check(PositiveNumber);
+  app.add_option("--threads", flags.threads, "of each CPU rank; 0: its share of the node's cores")
+      ->check(CLI::NonNegativeNumber);
+  app.add_option("--isa", flags.isa, "CPU instructions to use, for tests (auto: the best)");
+}
+
+CLI::App* add_serve(CLI::App& app, Options& options, std::string& dead_after) {
+  ServeFlags& flags = options.serve;
+  CLI::App* const serve = app.add_subcommand("serve", "Serves a model over gRPC");
+  add_placement_flags(*serve, options.placement);
+  serve->add_option("--listen", flags.listen, "HOST:PORT (port 0: any), [IPv6]:PORT or unix:PATH")
+      ->capture_default_str();
+  serve->add_option("--address_file", flags.address_file,
+                    "gets the address once the model answers; gone again at the end");
+  serve->add_option("--max_queue", flags.max_queue, "requests that may wait; more are refused")
+      ->check(PositiveNumber);
+  serve->add_option("--token_file", flags.token_file, "callers must prove to know its content");
+  serve->add_option("--tls_cert", flags.tls_cert, "certificate chain, PEM");
+  serve->add_option("--tls_key", flags.tls_key, "its private key, PEM");
+  serve->add_option("--tls_client_ca", flags.tls_client_ca,
+                    "clients must show a certificate of this CA, PEM");
+  serve->add_flag("--allow_insecure", flags.allow_insecure,
+                  "listen beyond this machine without TLS and token");
+  serve->add_option("--dead_after", dead_after,
+                    "silence after which a worker counts as dead, such as 10s")
+      ->default_str("10s");
+  serve->footer(kServeExamples);
+  return serve;
+}
+
+CLI::App* add_generate(CLI::App& app, Options& options, std::vector<std::string>& prompt_ids) {
+  GenerateFlags& flags = options.generate;
+  CLI::App* const generate = app.add_subcommand("generate", "Answers prompts without a server");
+  add_placement_flags(*generate, options.placement);
+  add_repeated(*generate, "--prompt", flags.prompts, "text to go on from; may be repeated");
+  add_repeated(*generate, "--chat", flags.chats, "one user message; may be repeated");
+  add_repeated(*generate, "--prompt_ids", prompt_ids, "token ids, taken as they are: 1,2,3");
+  generate->add_option("--input", flags.input, "file with one JSON object per line");
+  generate->add_option("--max_tokens", flags.max_tokens,
+                       "of each answer (default: what is left of the context)");
+  generate->add_option("--temperature", flags.temperature, "0: greedy; up to 100")
+      ->capture_default_str();
+  generate->add_option("--top_p", flags.top_p, "above 0, up to 1 (off)")->capture_default_str();
+  generate->add_option("--top_k", flags.top_k, "0: off")->capture_default_str();
+  generate->add_option("--seed", flags.seed, "the same seed draws the same tokens");
+  add_repeated(*generate, "--stop", flags.stop, "text that ends the answer; may be repeated");
+  generate->add_option("--stop_token_ids", flags.stop_token_ids, "ids that end it: 1,2,3")
+      ->delimiter(',');
+  generate->add_flag("--ignore_eos", flags.ignore_eos, "go on past the model's own stop ids");
+  generate->add_option("--logprobs", flags.logprobs, "best K of each output token; with --json");
+  generate->add_flag("--json", flags.json, "one JSON object per prompt on stdout");
+  generate->footer(kGenerateExamples);
+  return generate;
+}
+
+CLI::App* add_chat(CLI::App& app, ChatFlags& flags) {
+  CLI::App* const chat = app.add_subcommand("chat", "Asks a server, or talks with it");
+  chat->add_option("text", flags.text, "one question; without it, a conversation");
+  chat->add_option("--server", flags.server, "HOST:PORT or unix:PATH")->capture_default_str();
+  chat->add_option("--system", flags.system, "system message");
+  chat->add_option("--token_file", flags.token_file, "the server's token");
+  chat->add_option("--tls_ca", flags.tls_ca, "use TLS; the server's CA or certificate, PEM");
+  chat->add_option("--max_tokens", flags.max_tokens, "of each answer");
+  chat->add_option("--temperature", flags.temperature, "0: greedy (default: the server's, 1)");
+  chat->add_option("--seed", flags.seed, "the same seed draws the same answer");
+  chat->footer(kChatExamples);
+  return chat;
+}
+
+void check_generate(const GenerateFlags& flags) {
+  if (flags.prompts.empty() && flags.chats.empty() && flags.prompt_ids.empty() &&
+      flags.input.empty()) {
+    throw Error(Code::kInvalidArgument,
+                "generate has nothing to answer: give --prompt, --chat, --prompt_ids or --input");
+  }
+  if (flags.logprobs != 0 && !flags.json) {
+    throw Error(Code::kInvalidArgument, "--logprobs is shown by --json only: add it");
+  }
+}
+
+// CLI11's words, the sub-command's name, and where to read on.
+[[noreturn]] void refuse(const CLI::App& app, const CLI::ParseError& error) {
+  std::string command = "trireme";
+  for (const CLI::App* const sub : app.get_subcommands()) command += ' ' + sub->get_name();
+  throw Error(Code::kInvalidArgument,
+              std::string(error.what()) + "; see: " + command + " --help");
+}
+
+// False: help or version was asked for, and printed if `prints`.
+bool parse_or_print(CLI::App& app, const CLI::App& help, const std::string& help_for, int argc,
+                    char** argv, bool prints) {
+  const CLI::App* subject = &app;
+  try {
+    app.parse(argc, argv);
+    if (!help.parsed()) return true;
+    if (!help_for.empty()) subject = app.get_subcommand(help_for);
+  } catch (const CLI::CallForVersion& version) {
+    if (prints) std::cout << version.what() << '\n';
+    return false;
+  } catch (const CLI::CallForHelp&) {
+    for (const CLI::App* const sub : app.get_subcommands()) subject = sub;
+  } catch (const CLI::ParseError& error) {
+    refuse(app, error);
+  } catch (const CLI::OptionNotFound&) {
+    throw Error(Code::kInvalidArgument,
+                "there is no sub-command \"" + help_for + "\"; see: trireme --help");
+  }
+  if (prints) std::cout << subject->help(subject == &app ? "" : "trireme");
+  return false;
+}
+
+// One launcher's way to say who we are; nullopt: it did not start us.
+std::optional<LaunchInfo> launched_by(const char* size_name, const char* rank_name) {
+  const char* const size = std::getenv(size_name);
+  const char* const rank = std::getenv(rank_name);
+  if (size == nullptr || rank == nullptr) return std::nullopt;
+  LaunchInfo info;
+  info.under_launcher = true;
+  const auto number = [](const char* text, int& value) {
+    const std::string_view view(text);
+    const auto [stop, error] = std::from_chars(view.data(), view.data() + view.size(), value);
+    return error == std::errc() && stop == view.data() + view.size();
+  };
+  if (!number(size, info.num_ranks) || !number(rank, info.rank) || info.rank < 0 ||
+      info.rank >= info.num_ranks) {
+    throw Error(Code::kInvalidArgument, std::string("cannot tell which rank this is: found ") +
+                                            size_name + "=" + size + " and " + rank_name + "=" +
+                                            rank + "; start it by mpirun or srun, or unset them");
+  }
+  return info;
+}
+
+}  // namespace
+
+LaunchInfo read_launch_info() {
+  if (const auto info = launched_by("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK")) return *info;
+  if (const auto info = launched_by("PMI_SIZE", "PMI_RANK")) return *info;
+  // Slurm sets its variables for batch scripts too, whose commands are not started by srun: only a
+  // PMIx rank says that this process is a task of a step.
+  if (std::getenv("PMIX_RANK") != nullptr) {
+    if (const auto info = launched_by("SLURM_NTASKS", "SLURM_PROCID")) return *info;
+  }
+  return {};
+}
+
+Options parse_options(int argc, char** argv) {
+  Options options;
+  options.launch = read_launch_info();
+  std::string dead_after, help_for;
+  std::vector<std::string> prompt_ids;
+
+  CLI::App app(kAboutTrireme, "trireme");
+  app.set_version_flag("--version", "trireme " TRIREME_VERSION);
+  app.require_subcommand(1);
+  const CLI::App* const serve = add_serve(app, options, dead_after);
+  const CLI::App* const generate = add_generate(app, options, prompt_ids);
+  const CLI::App* const chat = add_chat(app, options.chat);
+  CLI::App* const plan = app.add_subcommand("plan", "Shows where a model would go");
+  add_placement_flags(*plan, options.placement);
+  plan->add_flag("--json", options.json, "as JSON, which --device_map reads");
+  CLI::App* const help = app.add_subcommand("help", "Tells what a sub-command does");
+  help->add_option("subcommand", help_for, "its name");
+  app.footer(kExamples);
+
+  if (!parse_or_print(app, *help, help_for, argc, argv, options.launch.rank == 0)) return options;
+
+  if (serve->parsed()) options.command = Options::Command::kServe;
+  if (generate->parsed()) options.command = Options::Command::kGenerate;
+  if (chat->parsed()) options.command = Options::Command::kChat;
+  if (plan->parsed()) options.command = Options::Command::kPlan;
+  if (!dead_after.empty()) options.serve.dead_after = parse_duration(dead_after, "--dead_after");
+  for (const std::string& ids : prompt_ids) options.generate.prompt_ids.push_back(parse_ids(ids));
+  if (generate->parsed()) check_generate(options.generate);
+  return options;
+}
+
+uint64_t parse_bytes(const std::string& text, const std::string& flag) {
+  const std::string allowed = "a whole number of bytes, or with KiB, MiB, GiB or TiB: 10GiB";
+  const auto [value, unit] = split_unit(text, flag, allowed);
+  constexpr std::array<const char*, 5> kUnits{"", "KiB", "MiB", "GiB", "TiB"};
+  for (size_t i = 0; i < kUnits.size(); ++i) {
+    if (unit != kUnits[i]) continue;
+    return scaled(value, uint64_t{1} << (10 * i), std::numeric_limits<uint64_t>::max(), text, flag,
+                  allowed);
+  }
+  bad_value(flag, text, allowed);
+}
+
+milliseconds parse_duration(const std::string& text, const std::string& flag) {
+  const std::string allowed = "a whole number with ms, s or min, up to 24 hours: 500ms, 10s, 2min";
+  const auto [value, unit] = split_unit(text, flag, allowed);
+  constexpr uint64_t kMost = 24 * 3600 * 1000;
+  constexpr std::array<std::pair<const char*, uint64_t>, 3> kUnits{
+      {{"ms", 1}, {"s", 1000}, {"min", 60000}}};
+  for (const auto& [name, factor] : kUnits) {
+    if (unit == name) return milliseconds(scaled(value, factor, kMost, text, flag, allowed));
+  }
+  bad_value(flag, text, allowed);
+}
+
+}  // namespace trireme

@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+// Making backends, and what is refused; device discovery.
+#include "kernels/backend.h"
+
+#include <gtest/gtest.h>
+
+#include <cstdint>
+#include <functional>
+
+#include "kernels/base/error.h"
+#include "kernels/cuda/cuda_device.h"
+
+namespace trireme {
+namespace {
+
+void expect_error(Code code, const std::string& part, const std::function<void()>& call) {
+  try {
+    call();
+    ADD_FAILURE() << "no error; expected one with '" << part << "'";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), code) << error.what();
+    EXPECT_NE(std::string(error.what()).find(part), std::string::npos) << error.what();
+  }
+}
+
+TEST(MakeBackendTest, RefusesUnknownNames) {
+  expect_error(Code::kInvalidArgument, "cpu, cuda", [] { make_backend({"tpu", 1, "auto"}); });
+  expect_error(Code::kInvalidArgument, "avx2", [] { make_backend({"cpu", 1, "sse9"}); });
+  expect_error(Code::kInvalidArgument, "0 threads", [] { make_backend({"cpu", 0, "auto"}); });
+  expect_error(Code::kInvalidArgument, "5000 threads", [] { make_backend({"cpu", 5000, "auto"}); });
+}
+
+TEST(MakeBackendTest, AutoIsTheFastestPath) {
+  ASSERT_FALSE(cpu_isas().empty());
+  EXPECT_EQ(make_backend({"cpu", 2, "auto"})->name(), "cpu " + cpu_isas().back() + ", 2 threads");
+  EXPECT_EQ(make_backend({"cpu", 1, "avx2"})->name(), "cpu avx2, 1 thread");
+}
+
+TEST(MakeBackendTest, MemoryIsZeroedAlignedAndRefusedByTheByte) {
+  const auto backend = make_backend({});
+  EXPECT_EQ(backend->allocate(0).data(), nullptr);
+  const Buffer buffer = backend->allocate(1000);
+  EXPECT_EQ(buffer.bytes(), 1000u);
+  EXPECT_EQ(reinterpret_cast<uintptr_t>(buffer.data()) % 64, 0u);
+  for (size_t i = 0; i < 1000; ++i) EXPECT_EQ(static_cast<const char*>(buffer.data())[i], 0);
+  const size_t most = size_t{1} << 60;
+  expect_error(Code::kResourceExhausted, std::to_string(most), [&] { backend->allocate(most); });
+}
+
+TEST(MakeBackendTest, CudaSaysWhatIsMissing) {
+  const CudaDevices found = cuda_devices();
+  EXPECT_EQ(found.devices.empty(), !found.reason.empty());
+  for (const CudaDevice& device : found.devices) {
+    EXPECT_FALSE(device.name.empty());
+    EXPECT_GT(device.memory_bytes, 0);
+    EXPECT_GE(device.pci_id.size(), 10u) << device.pci_id;
+  }
+  expect_error(Code::kFailedPrecondition, "CPU ranks", [] { make_backend({"cuda", 1, "auto"}); });
+}
+
+}  // namespace
+}  // namespace trireme

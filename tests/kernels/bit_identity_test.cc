@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+// Decision 5: a row of a result is the same to the last bit whatever its company, the threads and the
+// chunking.
+#include <algorithm>
+#include <vector>
+
+#include "tests/kernels/fixture.h"
+
+namespace trireme {
+namespace {
+
+class BitIdentityTest : public BackendTest {};
+INSTANTIATE_TEST_SUITE_P(Cpu, BitIdentityTest, all_paths(), path_name);
+
+// Threads and rows (or tokens) at a time. More threads than cores cost much time in their barriers, so
+// only the single thread tries every size.
+struct Split {
+  int threads;
+  int64_t rows;
+};
+constexpr Split kSplits[] = {{1, 1}, {1, 2},  {1, 7},  {1, 33},  {1, 64},
+                             {1, 100}, {2, 33}, {2, 301}, {3, 100}, {4, 301}};
+
+void expect_same_rows(const Tensor& got, const Tensor& want, int64_t first) {
+  for (int64_t i = 0; i < got.rows; ++i) {
+    ASSERT_EQ(row_bytes(got, i), row_bytes(want, first + i)) << "row " << first + i;
+  }
+}
+
+TEST_P(BitIdentityTest, MatmulRows) {
+  // The second K is cut into several blocks when there are many rows, and into none when there is one.
+  for (const auto& [n, k] : {std::pair<int64_t, int64_t>{97, 333}, {70, 5001}}) {
+    const auto single = make(1);
+    GuardedTensor rows(*single, weight_type(), n, k);
+    GuardedTensor x(*single, activation(), 301, k);
+    rows.fill_random(1);
+    x.fill_random(2);
+    Weight w = single->make_weight(weight_type(), n, k);
+    single->pack_rows(w, 0, rows);
+    const std::vector<float> bias = random_vector(n, 3);
+    GuardedTensor want(*single, DType::kF32, 301, n);
+    single->matmul(want, x, w, bias.data());
+    for (const Split& split : kSplits) {
+      SCOPED_TRACE(testing::Message() << split.threads << " threads, batches of " << split.rows);
+      const auto backend = make(split.threads);
+      for (int64_t first = 0; first < 301; first += split.rows == 1 ? 13 : split.rows) {
+        const int64_t count = std::min(split.rows, 301 - first);
+        GuardedTensor y(*backend, DType::kF32, count, n, 1);
+        backend->matmul(y, x.view().row_range(first, count), w, bias.data());
+        expect_same_rows(y, want, first);
+      }
+    }
+  }
+}
+
+TEST_P(BitIdentityTest, ThreadsHaveSeparateRowsToo) {
+  // N is one panel: the threads must share the rows.
+  const auto single = make(1);
+  GuardedTensor rows(*single, weight_type(), 20, 1024);
+  GuardedTensor x(*single, activation(), 97, 1024);
+  rows.fill_random(1);
+  x.fill_random(2);
+  Weight w = single->make_weight(weight_type(), 20, 1024);
+  single->pack_rows(w, 0, rows);
+  GuardedTensor want(*single, DType::kF32, 97, 20);
+  single->matmul(want, x, w, nullptr);
+  for (int threads = 2; threads <= 4; ++threads) {
+    GuardedTensor y(*single, DType::kF32, 97, 20);
+    make(threads)->matmul(y, x, w, nullptr);
+    expect_same_rows(y, want, 0);
+  }
+}
+
+TEST_P(BitIdentityTest, AttentionChunks) {
+  constexpr int32_t kLength = 211;
+  const HeadMap heads = {1, 0, 3};
+  const auto single = make(1);
+  PagedBatch batch(*single, activation(), 2, 40, 16, {kLength}, {kLength});
+  GuardedTensor q(*single, DType::kF32, kLength, 5 * 40);
+  q.fill_random(4);
+  GuardedTensor want(*single, activation(), kLength, 5 * 40);
+  single->attention(want, q, batch.kv, batch.view, heads);
+  for (const Split& split : kSplits) {
+    SCOPED_TRACE(testing::Message() << split.threads << " threads, chunks of " << split.rows);
+    const auto backend = make(split.threads);
+    for (int32_t first = 0; first < kLength;) {
+      const auto count = std::min(static_cast<int32_t>(split.rows), kLength - first);
+      batch.set_queries({first + count}, {count});
+      GuardedTensor y(*backend, activation(), count, 5 * 40, 1);
+      backend->attention(y, q.view().row_range(first, count), batch.kv, batch.view, heads);
+      expect_same_rows(y, want, first);
+      first += count;
+    }
+  }
+}
+
+TEST_P(BitIdentityTest, AttentionAmongOthers) {
+  const HeadMap heads = {0, 0, 4};
+  const auto backend = make(2);
+  const std::vector<int32_t> contexts = {70, 3, 129, 64};
+  const std::vector<int32_t> queries = {1, 3, 40, 1};
+  PagedBatch batch(*backend, activation(), 2, 33, 8, contexts, queries);
+  GuardedTensor q(*backend, DType::kF32, 45, 8 * 33);
+  q.fill_random(5);
+  GuardedTensor want(*backend, activation(), 45, 8 * 33);
+  backend->attention(want, q, batch.kv, batch.view, heads);
+  const std::vector<int32_t> tables = batch.tables;
+  int32_t first = 0;
+  for (size_t s = 0; s < contexts.size(); ++s) {
+    batch.set_queries({contexts[s]}, {queries[s]});
+    batch.view.block_tables = tables.data() + s * static_cast<size_t>(batch.view.max_blocks);
+    GuardedTensor y(*backend, activation(), queries[s], 8 * 33);
+    backend->attention(y, q.view().row_range(first, queries[s]), batch.kv, batch.view, heads);
+    expect_same_rows(y, want, first);
+    first += queries[s];
+  }
+}
+
+TEST_P(BitIdentityTest, RowOperations) {
+  constexpr int64_t kWidth = 2051;
+  const auto single = make(1);
+  GuardedTensor x(*single, DType::kF32, 100, 2 * kWidth);
+  x.fill_random(6, 4.0f);
+  const std::vector<float> weight = random_vector(2 * kWidth, 7);
+  GuardedTensor norm(*single, activation(), 100, 2 * kWidth);
+  GuardedTensor silu(*single, activation(), 100, kWidth);
+  single->rms_norm(norm, x, weight.data(), 1e-5f);
+  single->silu_mul(silu, x);
+  for (const Split& split : kSplits) {
+    const auto backend = make(split.threads);
+    for (int64_t first = 0; first < 100; first += split.rows) {
+      const Tensor part = x.view().row_range(first, std::min(split.rows, 100 - first));
+      GuardedTensor norm_part(*backend, activation(), part.rows, 2 * kWidth, 0);
+      GuardedTensor silu_part(*backend, activation(), part.rows, kWidth, 1);
+      backend->rms_norm(norm_part, part, weight.data(), 1e-5f);
+      backend->silu_mul(silu_part, part);
+      expect_same_rows(norm_part, norm, first);
+      expect_same_rows(silu_part, silu, first);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace trireme

@@ -1,0 +1,262 @@
+// SPDX-License-Identifier: Apache-2.0
+// Every operation on every ISA path against its naive twin: odd sizes, strides, poisoned outputs.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "kernels/sizes.h"
+#include "tests/kernels/fixture.h"
+#include "tests/support/naive_ops.h"
+
+namespace trireme {
+namespace {
+
+constexpr double kFp32Bound = 1e-5;
+constexpr double kBf16Bound = 1e-2;
+
+// |y - expected| <= bound · max(|expected|, the row's root mean square), and nothing beside y changed.
+void expect_close(const GuardedTensor& y, const naive::Matrix& expected, double bound) {
+  ASSERT_EQ(y.view().rows, expected.rows);
+  ASSERT_EQ(y.view().cols, expected.cols);
+  for (int64_t i = 0; i < expected.rows; ++i) {
+    double squares = 0;
+    for (int64_t j = 0; j < expected.cols; ++j) squares += std::pow(expected.at(i, j), 2);
+    const double scale = std::sqrt(squares / static_cast<double>(expected.cols));
+    for (int64_t j = 0; j < expected.cols; ++j) {
+      const double want = expected.at(i, j);
+      const double got = naive::element(y, i, j);
+      ASSERT_LE(std::abs(got - want), bound * std::max(std::abs(want), scale))
+          << "row " << i << " column " << j << ": " << got << " instead of " << want;
+    }
+  }
+  EXPECT_TRUE(y.guards_whole()) << "wrote outside of its rows";
+}
+
+double bound_of(DType dtype) { return dtype == DType::kF32 ? kFp32Bound : kBf16Bound; }
+
+class OpsTest : public BackendTest {};
+INSTANTIATE_TEST_SUITE_P(Cpu, OpsTest, all_paths(), path_name);
+
+struct Shape {
+  int64_t t, n, k;
+};
+
+// Packs w in pieces, out of order, as a loader that reads shards does.
+Weight pack(Backend& backend, const Tensor& rows) {
+  Weight w = backend.make_weight(rows.dtype, rows.rows, rows.cols);
+  const int64_t cut = rows.rows / 3;
+  backend.pack_rows(w, cut, rows.row_range(cut, rows.rows - cut));
+  backend.pack_rows(w, 0, rows.row_range(0, cut));
+  return w;
+}
+
+TEST_P(OpsTest, MatmulMatchesNaive) {
+  const auto backend = make(2);
+  const std::vector<Shape> shapes = {{1, 1, 1},     {7, 33, 1},    {33, 7, 33},    {1, 257, 129},
+                                     {2, 64, 64},   {12, 96, 31},  {13, 31, 255},  {100, 65, 513},
+                                     {17, 32, 32},  {48, 161, 97}, {130, 33, 2101}, {261, 65, 2075}};
+  for (const Shape& shape : shapes) {
+    SCOPED_TRACE(testing::Message() << shape.t << " x " << shape.n << " x " << shape.k);
+    GuardedTensor rows(*backend, weight_type(), shape.n, shape.k);
+    GuardedTensor x(*backend, activation(), shape.t, shape.k);
+    rows.fill_random(1);
+    x.fill_random(2);
+    const Weight w = pack(*backend, rows);
+    const std::vector<float> bias = random_vector(shape.n, 3);
+    for (const float* b : {bias.data(), static_cast<const float*>(nullptr)}) {
+      GuardedTensor y(*backend, DType::kF32, shape.t, shape.n);
+      backend->matmul(y, x, w, b);
+      expect_close(y, naive::matmul(naive::read(x), naive::read(rows), b), kFp32Bound);
+    }
+  }
+}
+
+TEST_P(OpsTest, MatmulOfEmptyShapes) {
+  const auto backend = make(2);
+  GuardedTensor x(*backend, activation(), 5, 0);
+  GuardedTensor y(*backend, DType::kF32, 5, 33);
+  const std::vector<float> bias = random_vector(33, 3);
+  backend->matmul(y, x, backend->make_weight(weight_type(), 33, 0), bias.data());
+  expect_close(y, naive::matmul(naive::Matrix(5, 0), naive::Matrix(33, 0), bias.data()), 0);
+
+  GuardedTensor wide(*backend, activation(), 0, 7);
+  backend->matmul(y.view().row_range(0, 0), wide, backend->make_weight(weight_type(), 33, 7),
+                  nullptr);
+  backend->matmul(y.view().column_range(0, 0).row_range(0, 0), wide,
+                  backend->make_weight(weight_type(), 0, 7), nullptr);
+  expect_close(y, naive::matmul(naive::Matrix(5, 0), naive::Matrix(33, 0), bias.data()), 0);
+}
+
+TEST_P(OpsTest, EmbedReadsPackedRows) {
+  const auto backend = make(2);
+  for (const int64_t width : {1, 7, 33, 131}) {
+    GuardedTensor rows(*backend, weight_type(), 71, width);
+    rows.fill_random(4);
+    const Weight table = pack(*backend, rows);
+    const std::vector<int32_t> ids = {100, 170, 99, 171, 131, 132, 0, -5, 0x7FFFFFFF};
+    GuardedTensor y(*backend, DType::kF32, static_cast<int64_t>(ids.size()), width);
+    backend->embed(y, ids.data(), table, 100);
+    expect_close(y, naive::embed(ids, naive::read(rows), 100), 0);
+  }
+}
+
+TEST_P(OpsTest, RmsNormMatchesNaive) {
+  const auto backend = make(2);
+  for (const int64_t width : {1, 7, 33, 576, 4099}) {
+    GuardedTensor x(*backend, DType::kF32, 33, width);
+    x.fill_random(5, 4.0f);
+    const std::vector<float> weight = random_vector(width, 6);
+    GuardedTensor y(*backend, activation(), 33, width);
+    backend->rms_norm(y, x, weight.data(), 1e-5f);
+    expect_close(y, naive::rms_norm(naive::read(x), weight.data(), 1e-5f), bound_of(activation()));
+  }
+}
+
+TEST_P(OpsTest, SiluMulMatchesNaive) {
+  const auto backend = make(2);
+  for (const int64_t width : {1, 7, 33, 2049}) {
+    GuardedTensor x(*backend, DType::kF32, 33, 2 * width);
+    x.fill_random(7, 20.0f);
+    GuardedTensor y(*backend, activation(), 33, width);
+    backend->silu_mul(y, x);
+    expect_close(y, naive::silu_mul(naive::read(x)), bound_of(activation()));
+  }
+}
+
+TEST_P(OpsTest, SiluMulOfExtremes) {
+  const auto backend = make(1);
+  const float infinity = std::numeric_limits<float>::infinity();
+  const std::vector<float> gates = {-3e38f, -1000, -90, -0.0f, 0, 90, 1000, infinity, NAN};
+  GuardedTensor x(*backend, DType::kF32, 1, 2 * static_cast<int64_t>(gates.size()));
+  for (size_t i = 0; i < gates.size(); ++i) {
+    x.set(0, static_cast<int64_t>(i), gates[i]);
+    x.set(0, static_cast<int64_t>(gates.size() + i), 1);
+  }
+  GuardedTensor y(*backend, activation(), 1, static_cast<int64_t>(gates.size()));
+  backend->silu_mul(y, x);
+  for (int64_t i = 1; i < 5; ++i) EXPECT_NEAR(naive::element(y, 0, i), 0, 1e-30) << i;
+  EXPECT_NEAR(naive::element(y, 0, 5), 90, 0.5);
+  EXPECT_NEAR(naive::element(y, 0, 6), 1000, 4);
+  EXPECT_EQ(naive::element(y, 0, 7), infinity);
+  EXPECT_TRUE(std::isnan(naive::element(y, 0, 8)));
+}
+
+TEST_P(OpsTest, RopeMatchesNaive) {
+  const auto backend = make(2);
+  for (const bool adjacent : {false, true}) {
+    for (const auto& [heads, head_dim, rotary_dim] :
+         {std::tuple{1, 2, 2}, {3, 33, 14}, {9, 64, 64}, {33, 128, 64}, {2, 7, 0}}) {
+      const int64_t pairs = rotary_dim / 2;
+      const std::vector<float> cosines = random_vector(50 * pairs, 8);
+      const std::vector<float> sines = random_vector(50 * pairs, 9);
+      RopeTable table;
+      table.cos = cosines.data();
+      table.sin = sines.data();
+      table.num_positions = 50;
+      table.rotary_dim = rotary_dim;
+      table.adjacent = adjacent;
+      std::vector<int32_t> positions;
+      for (int32_t t = 0; t < 33; ++t) positions.push_back(t * 37 % 50);
+      GuardedTensor x(*backend, DType::kF32, 33, heads * head_dim);
+      x.fill_random(10);
+      const naive::Matrix expected = naive::rope(naive::read(x), heads, positions.data(), table);
+      backend->rope(x, heads, positions.data(), table);
+      expect_close(x, expected, kFp32Bound);
+    }
+  }
+}
+
+// Every kind of value must be rounded in the vector code as it is in dtype.cc.
+TEST_P(OpsTest, StoreKvRoundsToTheSlots) {
+  const auto backend = make(2);
+  KvLayer kv;
+  kv.dtype = activation();
+  kv.num_blocks = 3;
+  kv.num_heads = 3;
+  kv.block_size = 5;
+  kv.head_dim = 33;
+  GuardedTensor keys(*backend, kv.dtype, 3 * 3 * 5, 33, 0);
+  GuardedTensor values(*backend, kv.dtype, 3 * 3 * 5, 33, 0);
+  kv.k = keys.view().data;
+  kv.v = values.view().data;
+  GuardedTensor k(*backend, DType::kF32, 2, 99);
+  GuardedTensor v(*backend, DType::kF32, 2, 99);
+  k.fill_random(12);
+  v.fill_random(13);
+  const float specials[] = {0.0f, -0.0f, 1e-40f, 3.4e38f, -INFINITY, NAN, 1.00390625f, 1.01171875f};
+  for (int64_t i = 0; i < 8; ++i) k.set(0, i, specials[i]);
+  const int32_t slots[] = {13, 4};
+  backend->store_kv(kv, k, v, slots);
+  int64_t touched = 0;
+  for (int64_t t = 0; t < 2; ++t) {
+    for (int64_t h = 0; h < 3; ++h) {
+      const int64_t row = (slots[t] / 5 * 3 + h) * 5 + slots[t] % 5;
+      for (const auto& [cache, source] : {std::pair{&keys, &k}, std::pair{&values, &v}}) {
+        GuardedTensor want(*backend, kv.dtype, 1, 33);
+        for (int64_t d = 0; d < 33; ++d) {
+          want.set(0, d, *static_cast<const float*>(source->view().at(t, h * 33 + d)));
+        }
+        EXPECT_EQ(row_bytes(*cache, row), row_bytes(want, 0)) << "token " << t << " head " << h;
+      }
+      ++touched;
+    }
+  }
+  int64_t untouched = 0;
+  for (int64_t row = 0; row < 45; ++row) {
+    untouched += row_bytes(keys, row).find_first_not_of('\xFF') == std::string::npos;
+  }
+  EXPECT_EQ(untouched, 45 - touched);
+}
+
+struct AttentionCase {
+  int32_t q_heads, head_dim, block_size;
+  HeadMap heads;
+  int32_t kv_heads;
+};
+
+TEST_P(OpsTest, AttentionMatchesNaive) {
+  const auto backend = make(2);
+  const std::vector<AttentionCase> cases = {
+      {1, 1, 1, {0, 0, 1}, 1},   {9, 64, 16, {0, 0, 3}, 3},   {5, 33, 7, {4, 1, 3}, 2},
+      {7, 8, 16, {2, 0, 4}, 3},  {32, 128, 16, {0, 0, 16}, 2}, {3, 96, 33, {14, 0, 16}, 2},
+      {80, 16, 8, {0, 0, 80}, 1}};
+  for (const AttentionCase& c : cases) {
+    SCOPED_TRACE(testing::Message() << c.q_heads << " heads of " << c.head_dim);
+    // Decode, a whole prompt, a later chunk, a sequence that adds nothing, exactly one block.
+    PagedBatch batch(*backend, activation(), c.kv_heads, c.head_dim, c.block_size,
+                     {1, 77, 200, 130, 10, 64}, {1, 77, 1, 33, 0, 64});
+    GuardedTensor q(*backend, DType::kF32, batch.view.num_tokens, c.q_heads * c.head_dim);
+    q.fill_random(14);
+    GuardedTensor y(*backend, activation(), batch.view.num_tokens, c.q_heads * c.head_dim);
+    backend->attention(y, q, batch.kv, batch.view, c.heads);
+    expect_close(y, naive::attention(naive::read(q), batch.kv, batch.view, c.heads),
+                 bound_of(activation()));
+  }
+}
+
+TEST_P(OpsTest, AddMatchesNaive) {
+  const auto backend = make(2);
+  for (const int64_t width : {1, 7, 33, 4097}) {
+    GuardedTensor x(*backend, DType::kF32, 33, width);
+    GuardedTensor h(*backend, DType::kF32, 33, width, 5);
+    x.fill_random(15);
+    h.fill_random(16);
+    const naive::Matrix expected = naive::add(naive::read(x), naive::read(h));
+    backend->add(x, h);
+    expect_close(x, expected, kFp32Bound);
+  }
+}
+
+TEST_P(OpsTest, GatherRowsMatchesNaive) {
+  const auto backend = make(2);
+  GuardedTensor x(*backend, DType::kF32, 33, 131);
+  x.fill_random(17);
+  const std::vector<int32_t> rows = {32, 0, 0, 7, 31};
+  GuardedTensor y(*backend, DType::kF32, 5, 131);
+  backend->gather_rows(y, x, rows.data());
+  expect_close(y, naive::gather_rows(naive::read(x), rows), 0);
+}
+
+}  // namespace
+}  // namespace trireme

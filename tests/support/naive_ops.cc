@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tests/support/naive_ops.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace trireme::naive {
+namespace {
+
+// One element of one position in the keys or values of a paged cache.
+double cached(const KvLayer& kv, const void* half, int64_t head, int64_t block, int64_t offset,
+              int64_t d) {
+  const int64_t row = (block * kv.num_heads + head) * kv.block_size + offset;
+  const int64_t index = row * kv.head_dim + d;
+  if (kv.dtype == DType::kF32) return static_cast<const float*>(half)[index];
+  return bf16_to_float(static_cast<const uint16_t*>(half)[index]);
+}
+
+// The output of one query head at one position, from its row of the block table.
+std::vector<double> attend(const double* q, const KvLayer& kv, int64_t kv_head,
+                           const int32_t* blocks, int64_t position) {
+  std::vector<double> weights;
+  for (int64_t p = 0; p <= position; ++p) {
+    double score = 0;
+    for (int64_t d = 0; d < kv.head_dim; ++d) {
+      score += q[d] * cached(kv, kv.k, kv_head, blocks[p / kv.block_size], p % kv.block_size, d);
+    }
+    weights.push_back(score / std::sqrt(static_cast<double>(kv.head_dim)));
+  }
+  const double highest = *std::max_element(weights.begin(), weights.end());
+  double total = 0;
+  for (double& weight : weights) total += weight = std::exp(weight - highest);
+  std::vector<double> y(static_cast<size_t>(kv.head_dim));
+  for (int64_t p = 0; p <= position; ++p) {
+    const double weight = weights[static_cast<size_t>(p)] / total;
+    for (int64_t d = 0; d < kv.head_dim; ++d) {
+      y[static_cast<size_t>(d)] += weight * cached(kv, kv.v, kv_head, blocks[p / kv.block_size],
+                                                   p % kv.block_size, d);
+    }
+  }
+  return y;
+}
+
+}  // namespace
+
+double element(const Tensor& t, int64_t i, int64_t j) {
+  switch (t.dtype) {
+    case DType::kF32: return *static_cast<const float*>(t.at(i, j));
+    case DType::kBF16: return bf16_to_float(*static_cast<const uint16_t*>(t.at(i, j)));
+    case DType::kF16: return fp16_to_float(*static_cast<const uint16_t*>(t.at(i, j)));
+    case DType::kI32: return *static_cast<const int32_t*>(t.at(i, j));
+  }
+  return 0;
+}
+
+Matrix read(const Tensor& t) {
+  Matrix m(t.rows, t.cols);
+  for (int64_t i = 0; i < t.rows; ++i) {
+    for (int64_t j = 0; j < t.cols; ++j) m.at(i, j) = element(t, i, j);
+  }
+  return m;
+}
+
+Matrix embed(const std::vector<int32_t>& ids, const Matrix& table, int32_t first_row) {
+  Matrix y(static_cast<int64_t>(ids.size()), table.cols);
+  for (int64_t t = 0; t < y.rows; ++t) {
+    const int64_t row = int64_t{ids[static_cast<size_t>(t)]} - first_row;
+    if (row < 0 || row >= table.rows) continue;
+    for (int64_t j = 0; j < y.cols; ++j) y.at(t, j) = table.at(row, j);
+  }
+  return y;
+}
+
+Matrix rms_norm(const Matrix& x, const float* weight, double eps) {
+  Matrix y(x.rows, x.cols);
+  for (int64_t t = 0; t < x.rows; ++t) {
+    double squares = 0;
+    for (int64_t j = 0; j < x.cols; ++j) squares += x.at(t, j) * x.at(t, j);
+    const double root = std::sqrt(squares / static_cast<double>(x.cols) + eps);
+    for (int64_t j = 0; j < x.cols; ++j) y.at(t, j) = x.at(t, j) / root * weight[j];
+  }
+  return y;
+}
+
+Matrix matmul(const Matrix& x, const Matrix& w, const float* bias) {
+  Matrix y(x.rows, w.rows);
+  for (int64_t t = 0; t < x.rows; ++t) {
+    for (int64_t n = 0; n < w.rows; ++n) {
+      double sum = bias == nullptr ? 0 : bias[n];
+      for (int64_t k = 0; k < x.cols; ++k) sum += x.at(t, k) * w.at(n, k);
+      y.at(t, n) = sum;
+    }
+  }
+  return y;
+}
+
+Matrix rope(const Matrix& x, int32_t num_heads, const int32_t* positions, const RopeTable& table) {
+  Matrix y = x;
+  const int64_t pairs = table.rotary_dim / 2;
+  for (int64_t t = 0; t < x.rows; ++t) {
+    for (int64_t h = 0; h < num_heads; ++h) {
+      for (int64_t i = 0; i < pairs; ++i) {
+        const int64_t head = h * (x.cols / num_heads);
+        const int64_t first = head + (table.adjacent ? 2 * i : i);
+        const int64_t second = head + (table.adjacent ? 2 * i + 1 : i + pairs);
+        const double cosine = table.cos[positions[t] * pairs + i];
+        const double sine = table.sin[positions[t] * pairs + i];
+        y.at(t, first) = x.at(t, first) * cosine - x.at(t, second) * sine;
+        y.at(t, second) = x.at(t, second) * cosine + x.at(t, first) * sine;
+      }
+    }
+  }
+  return y;
+}
+
+Matrix attention(const Matrix& q, const KvLayer& kv, const BatchView& batch, const HeadMap& heads) {
+  Matrix y(q.rows, q.cols);
+  for (int64_t s = 0; s < batch.num_sequences; ++s) {
+    for (int64_t t = batch.query_begin[s]; t < batch.query_begin[s + 1]; ++t) {
+      const int64_t position = batch.context[s] - (batch.query_begin[s + 1] - t);
+      for (int64_t h = 0; h < q.cols / kv.head_dim; ++h) {
+        const int64_t kv_head = (heads.first_head + h) / heads.group - heads.first_kv_head;
+        const std::vector<double> row =
+            attend(&q.values[static_cast<size_t>(t * q.cols + h * kv.head_dim)], kv, kv_head,
+                   batch.block_tables + s * batch.max_blocks, position);
+        for (int64_t d = 0; d < kv.head_dim; ++d) {
+          y.at(t, h * kv.head_dim + d) = row[static_cast<size_t>(d)];
+        }
+      }
+    }
+  }
+  return y;
+}
+
+Matrix add(const Matrix& x, const Matrix& h) {
+  Matrix y = x;
+  for (size_t i = 0; i < y.values.size(); ++i) y.values[i] += h.values[i];
+  return y;
+}
+
+Matrix silu_mul(const Matrix& gate_up) {
+  Matrix y(gate_up.rows, gate_up.cols / 2);
+  for (int64_t t = 0; t < y.rows; ++t) {
+    for (int64_t j = 0; j < y.cols; ++j) {
+      const double gate = gate_up.at(t, j);
+      y.at(t, j) = gate / (1 + std::exp(-gate)) * gate_up.at(t, y.cols + j);
+    }
+  }
+  return y;
+}
+
+Matrix gather_rows(const Matrix& x, const std::vector<int32_t>& rows) {
+  Matrix y(static_cast<int64_t>(rows.size()), x.cols);
+  for (int64_t i = 0; i < y.rows; ++i) {
+    for (int64_t j = 0; j < y.cols; ++j) y.at(i, j) = x.at(rows[static_cast<size_t>(i)], j);
+  }
+  return y;
+}
+
+}  // namespace trireme::naive

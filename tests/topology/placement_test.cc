@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "topology/placement.h"
+
+#include <gtest/gtest.h>
+
+#include <cstdio>
+#include <fstream>
+#include <functional>
+#include <string>
+
+#include "kernels/base/error.h"
+#include "tests/support/models.h"
+#include "topology/device_map.h"
+#include "topology/topology.h"
+
+namespace trireme {
+namespace {
+
+constexpr uint64_t kGiB = uint64_t{1} << 30;
+
+PlacementOptions degrees(int32_t tp, int32_t pp, int32_t dp) {
+  PlacementOptions options;
+  options.tp = tp;
+  options.pp = pp;
+  options.dp = dp;
+  return options;
+}
+
+std::string refusal(const std::function<void()>& attempt) {
+  try {
+    attempt();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "";
+}
+
+TEST(Placement, EveryDegreeIsValid) {
+  for (const ModelSpec& model : {smollm2(), chatglm3()}) {
+    for (int tp = 1; tp <= 5; ++tp) {
+      for (int pp = 1; pp <= 5; ++pp) {
+        for (int dp = 1; dp <= 2; ++dp) {
+          const Topology topology = make_topology(tp * pp * dp + 1, 64 * kGiB);
+          const Placement placement = plan_placement(topology, model, degrees(tp, pp, dp));
+          EXPECT_NO_THROW(validate_placement(topology, model, placement));
+          EXPECT_EQ(placement.replicas_size(), dp);
+          EXPECT_EQ(placement.spare_ranks_size(), 1);
+        }
+      }
+    }
+  }
+}
+
+TEST(Placement, DefaultIsOneStageAWorker) {
+  const Topology topology = make_topology(2, 16 * kGiB);
+  const Placement placement = plan_placement(topology, smollm2(), {});
+  ASSERT_EQ(placement.replicas_size(), 1);
+  ASSERT_EQ(placement.replicas(0).stages_size(), 2);
+  // The head weighs as much as eight layers: the last stage has fewer of them.
+  EXPECT_EQ(placement.replicas(0).stages(0).layers().end(), 19);
+}
+
+TEST(Placement, LayersFollowMemory) {
+  Topology topology = make_topology(2, 8 * kGiB);
+  topology.mutable_ranks(1)->mutable_device()->set_memory_bytes(24 * kGiB);
+  const Placement placement = plan_placement(topology, chatglm3(), {});
+  const Range& first = placement.replicas(0).stages(0).layers();
+  EXPECT_GE(first.end(), 5);
+  EXPECT_LE(first.end(), 9);
+}
+
+TEST(Placement, MoreRanksThanTheJobHasIsRefused) {
+  const std::string message =
+      refusal([] { plan_placement(make_topology(2, kGiB), smollm2(), degrees(2, 2, 1)); });
+  EXPECT_NE(message.find("needs 4 workers, the job has 2"), std::string::npos) << message;
+}
+
+TEST(Placement, TooLittleMemoryNamesRankAndBytes) {
+  const std::string message =
+      refusal([] { plan_placement(make_topology(1, 4 * kGiB), chatglm3(), {}); });
+  EXPECT_NE(message.find("rank 1 (node) needs"), std::string::npos) << message;
+  EXPECT_NE(message.find("it has 4.0 GiB"), std::string::npos) << message;
+}
+
+TEST(Placement, MaxMemoryLimitsAndItsKeysAreChecked) {
+  PlacementOptions options;
+  options.max_memory_bytes["0"] = kGiB;
+  EXPECT_NE(refusal([&] { plan_placement(make_topology(1, 64 * kGiB), chatglm3(), options); }), "");
+  options.max_memory_bytes = {{"7", kGiB}};
+  const std::string message =
+      refusal([&] { plan_placement(make_topology(1, 64 * kGiB), smollm2(), options); });
+  EXPECT_NE(message.find("no worker is called 7"), std::string::npos) << message;
+}
+
+TEST(Placement, BlocksHoldOneSequenceAtLeastAndAllAtMost) {
+  const Placement roomy = plan_placement(make_topology(1, 256 * kGiB), smollm2(), {});
+  EXPECT_EQ(roomy.num_blocks(), 8192 / 16 * 32);
+  const Placement narrow = plan_placement(make_topology(1, kGiB), smollm2(), {});
+  EXPECT_LT(narrow.num_blocks(), roomy.num_blocks());
+  EXPECT_GE(narrow.num_blocks(), 8192 / 16);
+}
+
+class BrokenPlacement : public testing::TestWithParam<int> {};
+
+TEST_P(BrokenPlacement, IsRefused) {
+  const Topology topology = make_topology(4, 64 * kGiB);
+  const ModelSpec model = smollm2();
+  Placement placement = plan_placement(topology, model, degrees(2, 2, 1));
+  StageSpec& stage = *placement.mutable_replicas(0)->mutable_stages(1);
+  switch (GetParam()) {
+    case 0: stage.mutable_layers()->set_begin(1); break;
+    case 1: stage.mutable_layers()->set_end(29); break;
+    case 2: stage.set_has_head(false); break;
+    case 3: stage.set_has_embedding(true); break;
+    case 4: stage.mutable_shards(0)->set_rank(9); break;
+    case 5: stage.mutable_shards(0)->set_rank(1); break;
+    case 6: stage.mutable_shards()->RemoveLast(); break;
+    case 7: stage.mutable_shards(1)->mutable_ffn()->set_begin(0); break;
+    case 8: placement.set_dtype("int3"); break;
+    case 9: placement.set_block_size(0); break;
+    case 10: placement.set_context(1 << 20); break;
+    case 11: placement.mutable_replicas()->Clear(); break;
+    case 12: placement.set_num_blocks(-5); break;
+    case 13: stage.mutable_shards(1)->set_tp_rank(0); break;
+  }
+  EXPECT_NE(refusal([&] { validate_placement(topology, model, placement); }), "");
+}
+
+INSTANTIATE_TEST_SUITE_P(Ways, BrokenPlacement, testing::Range(0, 14));
+
+TEST(DeviceMap, RoundTripsAndFillsRanges) {
+  const Topology topology = make_topology(4, 64 * kGiB);
+  const ModelSpec model = smollm2();
+  const Placement placement = plan_placement(topology, model, degrees(2, 2, 1));
+  const std::string path = testing::TempDir() + "/placement.json";
+  std::ofstream(path) << placement_to_json(placement);
+  EXPECT_EQ(read_device_map(path, model).SerializeAsString(), placement.SerializeAsString());
+
+  // Ranks alone: the ranges are an even cut.
+  Placement bare = placement;
+  for (StageSpec& stage : *bare.mutable_replicas(0)->mutable_stages()) {
+    for (ShardSpec& shard : *stage.mutable_shards()) {
+      const int32_t rank = shard.rank();
+      shard.Clear();
+      shard.set_rank(rank);
+    }
+  }
+  std::ofstream(path) << placement_to_json(bare);
+  Placement filled = read_device_map(path, model);
+  predict_bytes(model, filled);
+  EXPECT_EQ(filled.SerializeAsString(), placement.SerializeAsString());
+
+  std::ofstream(path) << R"({"replicas": [{"stagez": []}]})";
+  EXPECT_NE(refusal([&] { read_device_map(path, model); }).find("stagez"), std::string::npos);
+  std::remove(path.c_str());
+  EXPECT_NE(refusal([&] { read_device_map(path, model); }).find("cannot open"), std::string::npos);
+}
+
+TEST(Topology, NodesAreSharedOut) {
+  Topology topology = make_topology(3, 12 * kGiB);
+  topology.mutable_ranks(2)->set_host("other");
+  for (RankInfo& rank : *topology.mutable_ranks()) {
+    for (int cpu = 0; cpu < 8; ++cpu) rank.mutable_device()->add_cpus(cpu);
+    rank.mutable_device()->set_threads(8);
+  }
+  share_nodes(topology, 0);
+  EXPECT_EQ(topology.ranks(0).device().threads(), 4);
+  EXPECT_EQ(topology.ranks(2).device().threads(), 8);
+  EXPECT_EQ(topology.ranks(0).device().memory_bytes(), 6 * kGiB);
+  EXPECT_EQ(topology.ranks(2).device().memory_bytes(), 12 * kGiB);
+  share_nodes(topology, 3);
+  EXPECT_EQ(topology.ranks(2).device().threads(), 3);
+}
+
+TEST(Topology, BoundRanksKeepTheirCores) {
+  Topology topology = make_topology(2, kGiB);
+  for (int index = 0; index < 2; ++index) {
+    DeviceInfo& device = *topology.mutable_ranks(index)->mutable_device();
+    for (int cpu = 0; cpu < 4; ++cpu) device.add_cpus(4 * index + cpu);
+    device.set_threads(4);
+  }
+  share_nodes(topology, 0);
+  EXPECT_EQ(topology.ranks(0).device().threads(), 4);
+  EXPECT_EQ(topology.ranks(1).device().threads(), 4);
+}
+
+TEST(Topology, MoreRanksThanCoresStillCompute) {
+  Topology topology = make_topology(5, kGiB);
+  for (RankInfo& rank : *topology.mutable_ranks()) {
+    rank.mutable_device()->add_cpus(0);
+    rank.mutable_device()->add_cpus(1);
+    rank.mutable_device()->set_threads(2);
+  }
+  share_nodes(topology, 0);
+  for (const RankInfo& rank : topology.ranks()) EXPECT_EQ(rank.device().threads(), 1);
+}
+
+}  // namespace
+}  // namespace trireme

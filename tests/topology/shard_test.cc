@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "topology/shard.h"
+
+#include <gtest/gtest.h>
+
+#include "kernels/base/error.h"
+#include "tests/support/models.h"
+
+namespace trireme {
+namespace {
+
+class ShardCover : public testing::TestWithParam<int> {};
+
+TEST_P(ShardCover, EveryHeadColumnAndRowOnce) {
+  const int degree = GetParam();
+  for (const ModelSpec& model : {smollm2(), chatglm3(), make_model(3, 8, 2, 8, 168, 576)}) {
+    if (degree > model.num_heads()) {
+      EXPECT_THROW(make_shard(model, 0, degree), Error);
+      continue;
+    }
+    const int32_t group = model.num_heads() / model.num_kv_heads();
+    int32_t head = 0, column = 0, row = 0;
+    for (int tp_rank = 0; tp_rank < degree; ++tp_rank) {
+      const ShardSpec shard = make_shard(model, tp_rank, degree);
+      EXPECT_EQ(shard.heads().begin(), head);
+      EXPECT_EQ(shard.ffn().begin(), column);
+      EXPECT_EQ(shard.vocab().begin(), row);
+      EXPECT_GT(shard.heads().end(), shard.heads().begin());
+      EXPECT_EQ(shard.ffn().begin() % kFfnUnit, 0);
+      // Just the KV heads that its query heads read.
+      EXPECT_EQ(shard.kv_heads().begin(), shard.heads().begin() / group);
+      EXPECT_EQ(shard.kv_heads().end(), (shard.heads().end() - 1) / group + 1);
+      EXPECT_NO_THROW(validate_shard(model, shard));
+      head = shard.heads().end();
+      column = shard.ffn().end();
+      row = shard.vocab().end();
+    }
+    EXPECT_EQ(head, model.num_heads());
+    EXPECT_EQ(column, model.ffn_size());
+    EXPECT_EQ(row, model.vocab_size());
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Degrees, ShardCover, testing::Values(1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 33));
+
+TEST(Shard, SmolLm2OverTwoRanksReplicatesTheStraddledKvHead) {
+  const ShardSpec first = make_shard(smollm2(), 0, 2);
+  const ShardSpec second = make_shard(smollm2(), 1, 2);
+  EXPECT_EQ(first.heads().end(), 4);
+  EXPECT_EQ(first.kv_heads().end(), 2);
+  EXPECT_EQ(second.kv_heads().begin(), 1);
+  EXPECT_EQ(second.kv_heads().end(), 3);
+}
+
+TEST(Shard, WeightBytesOfWholeChatGlm3AreItsParameters) {
+  const ModelSpec model = chatglm3();
+  StageSpec stage;
+  stage.mutable_layers()->set_end(model.num_layers());
+  stage.set_has_embedding(true);
+  stage.set_has_head(true);
+  const ShardSpec whole = make_shard(model, 0, 1);
+  // 6,243,584,000 parameters in 16 bit; norms and biases in fp32 add two bytes each.
+  const uint64_t vectors = 28 * (2 * 4096 + 4608) + 4096;
+  EXPECT_EQ(weight_bytes(model, stage, whole, DType::kBF16), 2 * 6243584000u + 2 * vectors);
+}
+
+TEST(Shard, AForeignShardIsRefused) {
+  const ModelSpec model = chatglm3();
+  ShardSpec shard = make_shard(model, 0, 2);
+  shard.mutable_heads()->set_end(33);
+  EXPECT_THROW(validate_shard(model, shard), Error);
+  shard = make_shard(model, 1, 2);
+  shard.mutable_kv_heads()->set_begin(2);
+  EXPECT_THROW(validate_shard(model, shard), Error);
+  shard = make_shard(model, 0, 1);
+  shard.mutable_ffn()->set_begin(-1);
+  EXPECT_THROW(validate_shard(model, shard), Error);
+}
+
+}  // namespace
+}  // namespace trireme
