@@ -182,7 +182,8 @@ CLI::App* add_generate(CLI::App& app, Options& options, std::vector<std::string>
       ->capture_default_str();
   generate->add_option("--top_p", flags.top_p, "above 0, up to 1 (off)")->capture_default_str();
   generate->add_option("--top_k", flags.top_k, "0: off")->capture_default_str();
-  generate->add_option("--seed", flags.seed, "the same seed draws the same tokens");
+  generate->add_option("--seed", flags.seed, "the same seed draws the same tokens")
+      ->check(CLI::NonNegativeNumber);
   add_repeated(*generate, "--stop", flags.stop, "text that ends the answer; may be repeated");
   generate->add_option("--stop_token_ids", flags.stop_token_ids, "ids that end it: 1,2,3")
       ->delimiter(',');
@@ -202,7 +203,8 @@ CLI::App* add_chat(CLI::App& app, ChatFlags& flags) {
   chat->add_option("--tls_ca", flags.tls_ca, "use TLS; the server's CA or certificate, PEM");
   chat->add_option("--max_tokens", flags.max_tokens, "of each answer");
   chat->add_option("--temperature", flags.temperature, "0: greedy (default: the server's, 1)");
-  chat->add_option("--seed", flags.seed, "the same seed draws the same answer");
+  chat->add_option("--seed", flags.seed, "the same seed draws the same answer")
+      ->check(CLI::NonNegativeNumber);
   chat->footer(kChatExamples);
   return chat;
 }
@@ -232,6 +234,7 @@ bool parse_or_print(CLI::App& app, const CLI::App& help, const std::string& help
   const CLI::App* subject = &app;
   try {
     app.parse(argc, argv);
+    if (app.get_subcommands().empty()) throw CLI::RequiredError("A sub-command");
     if (!help.parsed()) return true;
     if (!help_for.empty()) subject = app.get_subcommand(help_for);
   } catch (const CLI::CallForVersion& version) {
@@ -291,7 +294,7 @@ Options parse_options(int argc, char** argv) {
 
   CLI::App app(kAboutTrireme, "trireme");
   app.set_version_flag("--version", "trireme " TRIREME_VERSION);
-  app.require_subcommand(1);
+  app.require_subcommand(0, 1);  // 0, so that a misspelt one is named before a missing one
   const CLI::App* const serve = add_serve(app, options, dead_after);
   const CLI::App* const generate = add_generate(app, options, prompt_ids);
   const CLI::App* const chat = add_chat(app, options.chat);

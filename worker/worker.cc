@@ -33,7 +33,15 @@ int Worker::run() {
 bool Worker::handle(const ToWorker& message) {
   switch (message.kind_case()) {
     case ToWorker::kAssign:
-      load(message.assign());
+      // A load that fails is for the coordinator to judge. If this rank ended, the launcher would take
+      // its status for the job's.
+      try {
+        load(message.assign());
+      } catch (const Error& error) {
+        report_failure(error.code(), error.what());
+      } catch (const std::bad_alloc&) {
+        report_failure(Code::kResourceExhausted, "out of memory");
+      }
       return true;
     case ToWorker::kMicroBatch:
       // A batch that was under way when its replica ended: its Abandon is in the queue behind it.

@@ -7,14 +7,14 @@
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/vector_targets.h"
 
-#define HWY_TARGET_INCLUDE "kernels/cpu/attention-inl.h"
+#define HWY_TARGET_INCLUDE "kernels/cpu/attention.inc"
 #include "hwy/foreach_target.h"
 
 namespace trireme::cpu {
 namespace {
 
-// Rows of an item if the tokens allow: enough to hide the widening of a block of keys, few enough for
-// all scratch to stay in the second-level cache.
+// Rows of an item if the tokens allow: enough to hide the widening of a block of keys, few enough
+// for all scratch to stay in the second-level cache.
 constexpr int32_t kItemRows = 64;
 
 // Local query heads [begin, end) that read one local KV head.
@@ -36,8 +36,8 @@ void cut_into_ranges(const BatchView& batch, int32_t tokens_per_item,
     const int32_t end = batch.query_begin[s + 1];
     const int32_t first_position = batch.context[s] - (end - begin);
     for (int32_t token = begin; token < end; token += tokens_per_item) {
-      ranges.push_back({s, token, std::min(tokens_per_item, end - token),
-                        first_position + token - begin});
+      ranges.push_back(
+          {s, token, std::min(tokens_per_item, end - token), first_position + token - begin});
     }
   }
   // Long contexts first: what is left for the end is then small, and no thread waits long.

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Causal attention over the paged cache.
 //
-// Keys are taken in blocks of kPositions fixed positions (0-63, 64-127, …), in order, with a running
-// maximum and sum (online softmax: Milakov & Gimelshein 2018). What one row (a token and a query head)
-// computes depends on its own position only, so it is bit-identical whatever the chunking.
+// Keys are taken in blocks of kPositions fixed positions (0-63, 64-127, …), in order, with a
+// running maximum and sum (online softmax: Milakov & Gimelshein 2018). What one row (a token and a
+// query head) computes depends on its own position only, so it is bit-identical whatever the
+// chunking.
 //
-// One work item is some neighbouring tokens of a sequence with all query heads that share one KV head:
-// a block of keys and values is read and widened once for all these rows.
+// One work item is some neighbouring tokens of a sequence with all query heads that share one KV
+// head: a block of keys and values is read and widened once for all these rows.
 #pragma once
 
 #include <cstdint>
@@ -42,8 +43,8 @@ struct TokenRange {
   int32_t position = 0;  // of the first
 };
 
-// Shapes and types are checked by the caller. `ranges` and `scratch` are kept between calls and only
-// grow.
+// Shapes and types are checked by the caller. `ranges` and `scratch` are kept between calls and
+// only grow.
 void attention(Isa isa, int threads, Workspace& scratch, std::vector<TokenRange>& ranges,
                const Tensor& y, const Tensor& q, const KvLayer& kv, const BatchView& batch,
                const HeadMap& heads);

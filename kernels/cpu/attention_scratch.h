@@ -13,14 +13,14 @@ struct AttentionScratch {
   // Values and sums are padded to this many columns, the widest register tile.
   static constexpr int64_t kColumnUnit = 32;
 
-  float* q = nullptr;         // [rows, D], scaled by 1 / sqrt(D)
-  float* scores = nullptr;    // [rows, 64], then their exponentials
-  float* sums = nullptr;      // [rows, width] of the values, weighted
-  float* maximum = nullptr;   // [rows]
-  float* total = nullptr;     // [rows] of the weights
-  float* keys = nullptr;      // [D, 64]: transposed, so that 64 scores grow side by side
-  float* values = nullptr;    // [64, width]
-  float* staging = nullptr;   // [4, width]
+  float* q = nullptr;        // [rows, D], scaled by 1 / sqrt(D)
+  float* scores = nullptr;   // [rows, 64], then their exponentials
+  float* sums = nullptr;     // [rows, width] of the values, weighted
+  float* maximum = nullptr;  // [rows]
+  float* total = nullptr;    // [rows] of the weights
+  float* keys = nullptr;     // [D, 64]: transposed, so that 64 scores grow side by side
+  float* values = nullptr;   // [64, width]
+  float* staging = nullptr;  // [4, width]
   int64_t width = 0;
 
   AttentionScratch(float* memory, int64_t rows, int64_t head_dim)
@@ -37,8 +37,8 @@ struct AttentionScratch {
 
   static size_t bytes(int64_t rows, int64_t head_dim) {
     const int64_t width = round_up(head_dim, kColumnUnit);
-    const int64_t floats = (2 * kPositions + 4 + 2 * rows) * width + rows * kPositions +
-                           2 * round_up(rows, 16);
+    const int64_t floats =
+        (2 * kPositions + 4 + 2 * rows) * width + rows * kPositions + 2 * round_up(rows, 16);
     return static_cast<size_t>(floats) * sizeof(float);
   }
 };

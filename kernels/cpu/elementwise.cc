@@ -3,7 +3,7 @@
 
 #include "kernels/cpu/vector_targets.h"
 
-#define HWY_TARGET_INCLUDE "kernels/cpu/elementwise-inl.h"
+#define HWY_TARGET_INCLUDE "kernels/cpu/elementwise.inc"
 #include "hwy/foreach_target.h"
 
 namespace trireme::cpu {

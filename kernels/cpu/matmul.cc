@@ -10,8 +10,8 @@
 namespace trireme::cpu {
 namespace {
 
-// The block of x that a thread copies to its scratch (widened and padded) and uses for all its panels:
-// half of the 2 MiB second-level cache of the processors we aim at.
+// The block of x that a thread copies to its scratch (widened and padded) and uses for all its
+// panels: half of the 2 MiB second-level cache of the processors we aim at.
 constexpr int64_t kBlockBytes = int64_t{1} << 20;
 constexpr int64_t kMaxBlockRows = 256;
 // Between rows of the block, so that the rows of one tile do not all fall into one cache set.
@@ -79,8 +79,7 @@ void copy_x(const Job& job, const Block& block, void* to) {
     if (job.x.dtype == DType::kF32) {
       copy_row(static_cast<float*>(row), static_cast<const float*>(from), count, block.depth);
     } else if (job.kernel.x == DType::kBF16) {
-      copy_row(static_cast<uint16_t*>(row), static_cast<const uint16_t*>(from), count,
-               block.depth);
+      copy_row(static_cast<uint16_t*>(row), static_cast<const uint16_t*>(from), count, block.depth);
     } else {
       widen_row(static_cast<float*>(row), static_cast<const uint16_t*>(from), count, block.depth);
     }
@@ -101,6 +100,7 @@ void run_panel(const Job& job, const Block& block, int64_t panel) {
   args.rows = block.rows;
   args.w = static_cast<const std::byte*>(w.storage.data()) + panel * panel_bytes(w) +
            block.k * kPanelRows * element_size(w.dtype);
+  args.next_w = static_cast<const std::byte*>(args.w) + panel_bytes(w);
   args.depth = block.depth;
   args.y = juts_out ? block.edge : y;
   args.y_stride = juts_out ? kPanelRows : job.y.stride;
@@ -144,8 +144,8 @@ void run_part(const Job& job, const Part& part, void* scratch) {
   }
 }
 
-// The number of rows and of k in a block: all of k where that fits, for then the weights are read in
-// one sequential sweep.
+// The number of rows and of k in a block: all of k where that fits, for then the weights are read
+// in one sequential sweep.
 void choose_block(Job& job) {
   const int64_t elements = kBlockBytes / element_size(job.kernel.x);
   const int64_t depth = round_up(job.w->k, kPanelDepth);

@@ -2,9 +2,9 @@
 // y = x · wᵀ + bias on packed weights.
 //
 // The driver (matmul.cc) splits the work and hands kernels one panel of 32 weight rows at a time; a
-// kernel adds the products of one range of k to y. Every y element is one chain of fp32 additions in
-// ascending k that begins with the bias, and y itself carries it exactly from one range of k to the
-// next. So neither the blocking, nor the threads, nor the other rows can change a result.
+// kernel adds the products of one range of k to y. Every y element is one chain of fp32 additions
+// in ascending k that begins with the bias, and y itself carries it exactly from one range of k to
+// the next. So neither the blocking, nor the threads, nor the other rows can change a result.
 #pragma once
 
 #include <cstdint>
@@ -20,9 +20,10 @@ struct PanelArgs {
   const void* x = nullptr;  // [rows, depth] of the kernel's x type
   int64_t x_stride = 0;     // elements from one row to the next
   int64_t rows = 0;
-  const void* w = nullptr;  // packed as sizes.h says
-  int64_t depth = 0;        // a multiple of kPanelDepth; x and w are zero beyond K
-  float* y = nullptr;       // [rows, 32]
+  const void* w = nullptr;       // packed as sizes.h says
+  const void* next_w = nullptr;  // what the next call reads: may be fetched meanwhile
+  int64_t depth = 0;             // a multiple of kPanelDepth; x and w are zero beyond K
+  float* y = nullptr;            // [rows, 32]
   int64_t y_stride = 0;
 };
 

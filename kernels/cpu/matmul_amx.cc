@@ -2,7 +2,8 @@
 // Panels of bf16 weights on AMX tiles: 16 rows x 32 k times 32 k x 16 columns in one TDPBF16PS.
 //
 // Tiles serve every number of rows, one included, so that a row does not depend on its company; a
-// partly filled tile is a matter of the tile configuration. For 32 rows and the 32 columns of a panel:
+// partly filled tile is a matter of the tile configuration. For 32 rows and the 32 columns of a
+// panel:
 //     tile 6 7   w: columns 0-15, 16-31
 // 4   tile 0 1   y: rows 0-15
 // 5   tile 2 3   y: rows 16-31
@@ -18,7 +19,7 @@ namespace trireme::cpu {
 namespace {
 
 constexpr int64_t kTileRows = 16;
-constexpr int64_t kWeightStride = kPanelRows * 4;  // bytes from one pair of k to the next
+constexpr int64_t kWeightStride = kPanelRows * 4;   // bytes from one pair of k to the next
 constexpr int64_t kStepBytes = 16 * kWeightStride;  // the weights of 32 k
 constexpr int64_t kPrefetchBytes = 2048;
 
@@ -32,9 +33,6 @@ struct alignas(64) TileConfig {
 };
 static_assert(sizeof(TileConfig) == 64);
 
-// The compiler's tile intrinsics do not say that they read memory; this keeps stores before them.
-inline void finish_stores() { asm volatile("" ::: "memory"); }
-
 // rows: of the 32 in the picture above.
 [[gnu::target("amx-tile")]] void configure(int64_t rows) {
   TileConfig config;
@@ -44,12 +42,14 @@ inline void finish_stores() { asm volatile("" ::: "memory"); }
   const uint8_t tile_rows[8] = {upper, upper, lower, lower, upper, lower, 16, 16};
   std::copy(tile_rows, tile_rows + 8, config.rows);
   std::fill(config.row_bytes, config.row_bytes + 8, uint16_t{64});
-  finish_stores();
+  // The compiler's intrinsic says that it reads 8 bytes only: make it store them all.
+  asm volatile("" ::"r"(&config) : "memory");
   _tile_loadconfig(&config);
 }
 
-// With few rows the weights' way from memory is all that counts. A tile load takes every other line and
-// keeps few in flight; plain loads in order, with the prefetch before them, bring an eighth more.
+// With few rows the weights' way from memory is all that counts. A tile load takes every other line
+// and keeps few in flight; plain loads in order, with the prefetch before them, bring an eighth
+// more.
 [[gnu::target("avx512f"), gnu::always_inline]] inline void touch_step(const std::byte* w) {
   for (int64_t line = 0; line < kStepBytes; line += 64) {
     _mm_prefetch(w + kPrefetchBytes + line, _MM_HINT_T0);
@@ -57,8 +57,8 @@ inline void finish_stores() { asm volatile("" ::: "memory"); }
   }
 }
 
-[[gnu::target("avx512f,amx-tile,amx-bf16")]] void multiply_16(const PanelArgs& args, const uint16_t* x,
-                                                      float* y) {
+[[gnu::target("avx512f,amx-tile,amx-bf16")]] void multiply_16(const PanelArgs& args,
+                                                              const uint16_t* x, float* y) {
   const int64_t y_bytes = args.y_stride * 4;
   const int64_t x_bytes = args.x_stride * 2;
   const auto* w = static_cast<const std::byte*>(args.w);
@@ -77,8 +77,14 @@ inline void finish_stores() { asm volatile("" ::: "memory"); }
   _tile_stored(1, y + 16, y_bytes);
 }
 
+// What a block of rows fetches to the second-level cache for the next panel while it multiplies.
+struct Ahead {
+  const std::byte* w = nullptr;
+  int64_t step_bytes = 0;  // in each step of 32 k
+};
+
 [[gnu::target("amx-tile,amx-bf16")]] void multiply_32(const PanelArgs& args, const uint16_t* x,
-                                                      float* y) {
+                                                      float* y, Ahead ahead) {
   const int64_t y_bytes = args.y_stride * 4;
   const int64_t x_bytes = args.x_stride * 2;
   const auto* w = static_cast<const std::byte*>(args.w);
@@ -97,6 +103,10 @@ inline void finish_stores() { asm volatile("" ::: "memory"); }
     _tile_loadd(5, x_lower + k, x_bytes);
     _tile_dpbf16ps(2, 5, 6);
     _tile_dpbf16ps(3, 5, 7);
+    for (int64_t line = 0; line < ahead.step_bytes; line += 64) {
+      _mm_prefetch(ahead.w + line, _MM_HINT_T1);
+    }
+    ahead.w += ahead.step_bytes;
     w += kStepBytes;
   }
   _tile_stored(0, y, y_bytes);
@@ -109,13 +119,20 @@ inline void finish_stores() { asm volatile("" ::: "memory"); }
 
 [[gnu::target("amx-tile")]] void panel_amx(const PanelArgs& args) {
   const auto* x = static_cast<const uint16_t*>(args.x);
+  const int64_t blocks = (args.rows + 2 * kTileRows - 1) / (2 * kTileRows);
+  Ahead ahead = {static_cast<const std::byte*>(args.next_w), kStepBytes / blocks / 64 * 64};
   int64_t configured = 0;
   for (int64_t row = 0; row < args.rows; row += 2 * kTileRows) {
     const int64_t rows = std::min(args.rows - row, 2 * kTileRows);
     if (rows != configured) configure(rows);
     configured = rows;
-    const auto multiply = rows > kTileRows ? multiply_32 : multiply_16;
-    multiply(args, x + row * args.x_stride, args.y + row * args.y_stride);
+    float* y = args.y + row * args.y_stride;
+    if (rows > kTileRows) {
+      multiply_32(args, x + row * args.x_stride, y, ahead);
+      ahead.w += args.depth / kPanelDepth * ahead.step_bytes;
+    } else {
+      multiply_16(args, x + row * args.x_stride, y);
+    }
   }
   _tile_release();  // live tiles would cost 8 KiB at every context switch
 }

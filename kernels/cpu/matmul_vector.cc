@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/cpu/vector_targets.h"
 
-#define HWY_TARGET_INCLUDE "kernels/cpu/matmul_vector-inl.h"
+#define HWY_TARGET_INCLUDE "kernels/cpu/matmul_vector.inc"
 #include "hwy/foreach_target.h"
 
 namespace trireme::cpu {

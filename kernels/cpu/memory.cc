@@ -19,8 +19,7 @@ void free_pages(void* data, size_t bytes) { munmap(data, bytes); }
 
 Buffer allocate_pages(size_t bytes) {
   if (bytes == 0) return {};
-  void* data =
-      mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (data == MAP_FAILED) {
     throw Error(Code::kResourceExhausted,
                 "cannot allocate " + std::to_string(bytes) +

@@ -20,7 +20,8 @@ uint32_t load_word(const std::byte* from) {
 void pack_panel(uint32_t* panel, int64_t column, const Tensor& rows, int64_t begin, int64_t end) {
   const int64_t row_bytes = rows.cols * element_size(rows.dtype);
   const int64_t words = row_bytes / 4;
-  // A line of each source row at a time: the 32 sources and the 2 KiB of target stay in the L1 cache.
+  // A line of each source row at a time: the 32 sources and the 2 KiB of target stay in the L1
+  // cache.
   constexpr int64_t kLine = 16;
   for (int64_t first = 0; first < words; first += kLine) {
     const int64_t last = std::min(words, first + kLine);
@@ -57,8 +58,8 @@ void pack_rows(const Weight& w, int64_t row, const Tensor& rows, int threads) {
 }
 
 void unpack_row(float* y, const Weight& w, int64_t row) {
-  const std::byte* panel = static_cast<const std::byte*>(w.storage.data()) +
-                           row / kPanelRows * panel_bytes(w);
+  const std::byte* panel =
+      static_cast<const std::byte*>(w.storage.data()) + row / kPanelRows * panel_bytes(w);
   const int64_t column = row % kPanelRows;
   if (w.dtype == DType::kF32) {
     const auto* values = reinterpret_cast<const float*>(panel) + column;

@@ -9,8 +9,8 @@
 
 namespace trireme::cpu {
 
-// In both layouts a panel is [words][32] of 32-bit words: one fp32 element, or a pair of neighbouring k
-// of 16 bits. So one routine packs all types.
+// In both layouts a panel is [words][32] of 32-bit words: one fp32 element, or a pair of
+// neighbouring k of 16 bits. So one routine packs all types.
 inline int64_t words_of_panel_row(const Weight& w) {
   return round_up(w.k, kPanelDepth) * element_size(w.dtype) / 4;
 }

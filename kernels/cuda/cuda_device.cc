@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Device discovery through the CUDA runtime, which loads the driver by itself and reports its absence
-// as an error code; linking the driver library would keep the program from starting.
+// Device discovery through the CUDA runtime, which loads the driver by itself and reports its
+// absence as an error code; linking the driver library would keep the program from starting.
 #include "kernels/cuda/cuda_device.h"
 
 #include <cuda_runtime_api.h>

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Speed of Backend::matmul on the shapes of ChatGLM3-6B, as JSON lines. Every sample stands between two
-// measurements of the read bandwidth; `of_bandwidth` is the weights' rate over the better of the two.
+// Speed of Backend::matmul on the shapes of ChatGLM3-6B, as JSON lines. Every sample stands between
+// two measurements of the read bandwidth; `of_bandwidth` is the weights' rate over the better of
+// the two.
 //
 //   matmul_bench [--isa NAME] [--samples N]
 #include <algorithm>
@@ -51,18 +52,16 @@ void fill(void* data, DType dtype, int64_t count) {
   }
 }
 
-double seconds_of(Backend& backend, const Tensor& y, const Tensor& x, const Weight& w, int calls) {
+double seconds_of(Backend& backend, const Tensor& y, const Tensor& x, const Weight& w) {
   const auto begin = std::chrono::steady_clock::now();
-  for (int i = 0; i < calls; ++i) backend.matmul(y, x, w, nullptr);
-  const std::chrono::duration<double> time = std::chrono::steady_clock::now() - begin;
-  return time.count() / calls;
+  backend.matmul(y, x, w, nullptr);
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
 void run(const Case& c, const ReadBandwidth& memory, int samples) {
   const auto backend = make_backend({"cpu", c.threads, c.isa});
   const int64_t bytes = packed_weight_bytes(c.dtype, c.shape.n, c.shape.k);
-  // Enough copies that none is still in the last-level cache when its turn comes again would not fit
-  // for the large shapes; one weight of 40 MB or more after 1 GiB of other reads is as good.
+  // One copy will do: the 1 GiB that the probe reads between two samples drives it from the caches.
   Weight w = backend->make_weight(c.dtype, c.shape.n, c.shape.k);
   fill(w.storage.data(), c.dtype, bytes / element_size(c.dtype));
   const DType x_type = activation_dtype(c.dtype);
@@ -72,13 +71,13 @@ void run(const Case& c, const ReadBandwidth& memory, int samples) {
   const Tensor x(x_data.data(), x_type, c.rows, c.shape.k);
   const Tensor y(y_data.data(), DType::kF32, c.rows, c.shape.n);
 
-  seconds_of(*backend, y, x, w, 1);
+  seconds_of(*backend, y, x, w);
   std::vector<double> times;
   std::vector<double> fractions;
   std::vector<double> rates;
   double before = memory.measure(c.threads);
   for (int i = 0; i < samples; ++i) {
-    const double time = seconds_of(*backend, y, x, w, 1);
+    const double time = seconds_of(*backend, y, x, w);
     const double after = memory.measure(c.threads);
     times.push_back(time);
     rates.push_back(std::max(before, after));
@@ -88,7 +87,8 @@ void run(const Case& c, const ReadBandwidth& memory, int samples) {
   const double time = median(times);
   const double products = 2.0 * static_cast<double>(c.rows * c.shape.n * c.shape.k);
   std::printf(
-      "{\"bench\": \"matmul\", \"isa\": \"%s\", \"dtype\": \"%s\", \"n\": %lld, \"k\": %lld, \"m\": "
+      "{\"bench\": \"matmul\", \"isa\": \"%s\", \"dtype\": \"%s\", \"n\": %lld, \"k\": %lld, "
+      "\"m\": "
       "%lld, \"threads\": %d, \"samples\": %d, \"ms\": %.3f, \"ms_min\": %.3f, \"weight_gb_s\": "
       "%.2f, \"read_gb_s\": %.2f, \"of_bandwidth\": %.3f, \"gflop_s\": %.1f}\n",
       c.isa.c_str(), dtype_name(c.dtype), static_cast<long long>(c.shape.n),

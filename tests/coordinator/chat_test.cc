@@ -86,7 +86,8 @@ TEST(Chat, SharedChatGlmGivesTheReferencePrompts) {
   const std::string folder = kShared + "models/tiny-chatglm3";
   if (!std::filesystem::exists(folder)) GTEST_SKIP() << folder << " is absent";
   const Model model(folder, "chatglm");
-  for (const auto& prompt : read_json_file(folder + "/ref.json").at("prompts")) {
+  const auto reference = read_json_file(folder + "/ref.json");
+  for (const auto& prompt : reference.at("prompts")) {
     const auto& source = prompt.at("source");
     Ids ids;
     if (prompt.at("kind") == "raw") {
@@ -129,7 +130,8 @@ TEST(Chat, SmolLm2PutsItsSystemMessageInFront) {
   folder.write("chat_template.jinja", kSmolTemplate);
   const Model model(folder.path(), "llama", 1);
   EXPECT_EQ(model.chat->stop_ids(), (Ids{2}));
-  for (const auto& prompt : read_json_file(shared + "ref.json").at("prompts")) {
+  const auto reference = read_json_file(shared + "ref.json");
+  for (const auto& prompt : reference.at("prompts")) {
     const std::string text = prompt.at("user_text");
     const Ids ids = prompt.at("kind") == "raw" ? model.chat->plain(text)
                                                : model.chat->render(Turns{{"user", text}});

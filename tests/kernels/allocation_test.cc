@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// No operation allocates once its shapes were seen: neither through operator new nor by mapping pages.
+// No operation allocates once its shapes were seen: neither through operator new nor by mapping
+// pages.
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>

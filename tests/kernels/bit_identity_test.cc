@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Decision 5: a row of a result is the same to the last bit whatever its company, the threads and the
-// chunking.
+// Decision 5: a row of a result is the same to the last bit whatever its company, the threads and
+// the chunking.
 #include <algorithm>
 #include <vector>
 
@@ -12,13 +12,13 @@ namespace {
 class BitIdentityTest : public BackendTest {};
 INSTANTIATE_TEST_SUITE_P(Cpu, BitIdentityTest, all_paths(), path_name);
 
-// Threads and rows (or tokens) at a time. More threads than cores cost much time in their barriers, so
-// only the single thread tries every size.
+// Threads and rows (or tokens) at a time. More threads than cores cost much time in their barriers,
+// so only the single thread tries every size.
 struct Split {
   int threads;
   int64_t rows;
 };
-constexpr Split kSplits[] = {{1, 1}, {1, 2},  {1, 7},  {1, 33},  {1, 64},
+constexpr Split kSplits[] = {{1, 1},   {1, 2},  {1, 7},   {1, 33},  {1, 64},
                              {1, 100}, {2, 33}, {2, 301}, {3, 100}, {4, 301}};
 
 void expect_same_rows(const Tensor& got, const Tensor& want, int64_t first) {
@@ -28,7 +28,8 @@ void expect_same_rows(const Tensor& got, const Tensor& want, int64_t first) {
 }
 
 TEST_P(BitIdentityTest, MatmulRows) {
-  // The second K is cut into several blocks when there are many rows, and into none when there is one.
+  // The second K is cut into several blocks when there are many rows, and into none when there is
+  // one.
   for (const auto& [n, k] : {std::pair<int64_t, int64_t>{97, 333}, {70, 5001}}) {
     const auto single = make(1);
     GuardedTensor rows(*single, weight_type(), n, k);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Conversions of one element: all 65,536 patterns, and fp32 values at and beside every rounding edge.
+// Conversions of one element: all 65,536 patterns, and fp32 values at and beside every rounding
+// edge.
 #include "kernels/dtype.h"
 
 #include <gtest/gtest.h>

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the tests of a backend's operations share: every ISA path of this machine x every weight type,
-// and tensors that show a forgotten or a stray write.
+// What the tests of a backend's operations share: every ISA path of this machine x every weight
+// type, and tensors that show a forgotten or a stray write.
 #pragma once
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
+#include <memory>
 #include <random>
 #include <string>
 #include <tuple>
@@ -70,8 +72,7 @@ class GuardedTensor {
 };
 
 inline std::string row_bytes(const Tensor& t, int64_t row) {
-  return {static_cast<const char*>(t.at(row)),
-          static_cast<size_t>(t.cols * element_size(t.dtype))};
+  return {static_cast<const char*>(t.at(row)), static_cast<size_t>(t.cols * element_size(t.dtype))};
 }
 
 inline std::vector<float> random_vector(int64_t n, uint32_t seed, float scale = 1.0f) {
@@ -110,12 +111,12 @@ inline std::string path_name(const testing::TestParamInfo<Path>& info) {
   return std::get<0>(info.param) + "_" + dtype_name(std::get<1>(info.param));
 }
 
-// A batch and its cache: sequences with the given contexts, of which the last `queries` tokens are in
-// the micro-batch. Blocks are handed out in a scattered order; positions past the context hold NaN.
+// A batch and its cache: sequences with the given contexts, of which the last `queries` tokens are
+// in the micro-batch. Blocks are handed out in a scattered order; positions past the context hold
+// NaN.
 struct PagedBatch {
-  PagedBatch(Backend& backend, DType dtype, int32_t kv_heads, int32_t head_dim,
-             int32_t block_size, const std::vector<int32_t>& contexts,
-             const std::vector<int32_t>& queries) {
+  PagedBatch(Backend& backend, DType dtype, int32_t kv_heads, int32_t head_dim, int32_t block_size,
+             const std::vector<int32_t>& contexts, const std::vector<int32_t>& queries) {
     set_queries(contexts, queries);
     int32_t total = 0;
     for (const int32_t length : contexts) {
@@ -141,8 +142,8 @@ struct PagedBatch {
     std::uniform_real_distribution<float> uniform(-1, 1);
     for (size_t s = 0; s < contexts.size(); ++s) {
       for (int32_t p = 0; p < contexts[s]; ++p) {
-        auto* block = &tables[s * static_cast<size_t>(view.max_blocks) +
-                              static_cast<size_t>(p / block_size)];
+        auto* block =
+            &tables[s * static_cast<size_t>(view.max_blocks) + static_cast<size_t>(p / block_size)];
         if (p % block_size == 0) {
           *block = free_blocks.back();
           free_blocks.pop_back();

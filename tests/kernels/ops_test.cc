@@ -15,7 +15,8 @@ namespace {
 constexpr double kFp32Bound = 1e-5;
 constexpr double kBf16Bound = 1e-2;
 
-// |y - expected| <= bound · max(|expected|, the row's root mean square), and nothing beside y changed.
+// |y - expected| <= bound · max(|expected|, the row's root mean square), and nothing beside y
+// changed.
 void expect_close(const GuardedTensor& y, const naive::Matrix& expected, double bound) {
   ASSERT_EQ(y.view().rows, expected.rows);
   ASSERT_EQ(y.view().cols, expected.cols);
@@ -53,9 +54,9 @@ Weight pack(Backend& backend, const Tensor& rows) {
 
 TEST_P(OpsTest, MatmulMatchesNaive) {
   const auto backend = make(2);
-  const std::vector<Shape> shapes = {{1, 1, 1},     {7, 33, 1},    {33, 7, 33},    {1, 257, 129},
-                                     {2, 64, 64},   {12, 96, 31},  {13, 31, 255},  {100, 65, 513},
-                                     {17, 32, 32},  {48, 161, 97}, {130, 33, 2101}, {261, 65, 2075}};
+  const std::vector<Shape> shapes = {{1, 1, 1},    {7, 33, 1},    {33, 7, 33},     {1, 257, 129},
+                                     {2, 64, 64},  {12, 96, 31},  {13, 31, 255},   {100, 65, 513},
+                                     {17, 32, 32}, {48, 161, 97}, {130, 33, 2101}, {261, 65, 2075}};
   for (const Shape& shape : shapes) {
     SCOPED_TRACE(testing::Message() << shape.t << " x " << shape.n << " x " << shape.k);
     GuardedTensor rows(*backend, weight_type(), shape.n, shape.k);
@@ -218,7 +219,7 @@ struct AttentionCase {
 TEST_P(OpsTest, AttentionMatchesNaive) {
   const auto backend = make(2);
   const std::vector<AttentionCase> cases = {
-      {1, 1, 1, {0, 0, 1}, 1},   {9, 64, 16, {0, 0, 3}, 3},   {5, 33, 7, {4, 1, 3}, 2},
+      {1, 1, 1, {0, 0, 1}, 1},   {9, 64, 16, {0, 0, 3}, 3},    {5, 33, 7, {4, 1, 3}, 2},
       {7, 8, 16, {2, 0, 4}, 3},  {32, 128, 16, {0, 0, 16}, 2}, {3, 96, 33, {14, 0, 16}, 2},
       {80, 16, 8, {0, 0, 80}, 1}};
   for (const AttentionCase& c : cases) {

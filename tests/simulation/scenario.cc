@@ -16,7 +16,7 @@ constexpr int kMaxTurnsAtOnce = 10'000;
 }  // namespace
 
 // One client: what it asks, what it got, and what it must have got.
-class Scenario::Client : public RequestSink {
+class Scenario::Client : public RequestSink, public std::enable_shared_from_this<Client> {
  public:
   enum class End { kNone, kRefused, kStop, kLength, kError };
 
@@ -46,8 +46,10 @@ class Scenario::Client : public RequestSink {
   std::string name() const { return "client " + std::to_string(index_); }
 
   void submit(Engine& engine) {
+    Request asked = request;
+    asked.sink = shared_from_this();  // not in `request`, which would own itself
     try {
-      engine.submit(request);
+      engine.submit(std::move(asked));
     } catch (const Error& refusal) {
       end = End::kRefused;
       error_code = refusal.code();
@@ -169,7 +171,6 @@ void Scenario::draw_clients() {
     auto client = std::make_shared<Client>(*this, index);
     Request& request = client->request;
     request.id = "request-" + std::to_string(index);
-    request.sink = client;
     request.sampling.seed = random_.bits();
     request.sampling.logprobs = random_.chance(20) ? random_.between(1, 2) : 0;
     const int32_t num_prompt = random_.between(1, placement_.context() - 1);

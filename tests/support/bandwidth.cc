@@ -15,8 +15,8 @@
 namespace trireme {
 namespace {
 
-// Four sequential streams side by side and a prefetch two pages ahead: a single stream leaves one core
-// short of what its line buffers can hold.
+// Four sequential streams side by side and a prefetch two pages ahead: a single stream leaves one
+// core short of what its line buffers can hold.
 constexpr size_t kStreams = 4;
 constexpr size_t kAhead = 2048;
 

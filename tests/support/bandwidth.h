@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Read bandwidth of main memory: the roof under which decoding runs. Measured beside every benchmark,
-// for a shared machine has good and bad minutes.
+// Read bandwidth of main memory: the roof under which decoding runs. Measured beside every
+// benchmark, for a shared machine has good and bad minutes.
 #pragma once
 
 #include <cstddef>

@@ -34,8 +34,8 @@ std::vector<double> attend(const double* q, const KvLayer& kv, int64_t kv_head,
   for (int64_t p = 0; p <= position; ++p) {
     const double weight = weights[static_cast<size_t>(p)] / total;
     for (int64_t d = 0; d < kv.head_dim; ++d) {
-      y[static_cast<size_t>(d)] += weight * cached(kv, kv.v, kv_head, blocks[p / kv.block_size],
-                                                   p % kv.block_size, d);
+      y[static_cast<size_t>(d)] +=
+          weight * cached(kv, kv.v, kv_head, blocks[p / kv.block_size], p % kv.block_size, d);
     }
   }
   return y;

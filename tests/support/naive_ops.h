@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The operations of Backend as obvious loops in double precision: the specification that every backend
-// is compared with. Shapes and letters as in kernels/backend.h.
+// The operations of Backend as obvious loops in double precision: the specification that every
+// backend is compared with. Shapes and letters as in kernels/backend.h.
 #pragma once
 
 #include <cstdint>

@@ -155,7 +155,7 @@ inline void check_large(Communicator& group) {
 template <class Blocked>
 std::chrono::milliseconds cancel_delay(Cancellation& cancellation, Blocked blocked) {
   std::chrono::steady_clock::time_point cancelled_at;
-  std::thread other([&] {
+  std::jthread other([&] {
     std::this_thread::sleep_for(std::chrono::milliseconds(60));
     cancelled_at = std::chrono::steady_clock::now();
     cancellation.cancel("rank 9 is dead");

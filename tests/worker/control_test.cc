@@ -253,7 +253,7 @@ TEST(Control, IdleStrangersDoNoHarm) {
 TEST(Control, StormOfGarbageDoesNoHarm) {
   const auto server = serve(1);
   std::atomic<bool> stop{false};
-  std::thread storm([&] {
+  std::jthread storm([&] {
     for (int i = 0; i < 10000 && !stop; ++i) {
       const FileDescriptor fd = connect_raw(*server);
       if (fd) send(fd.get(), "\x7f\x45\x4c\x46garbage", 11, MSG_NOSIGNAL);
@@ -364,7 +364,7 @@ TEST(Control, AbandonEndsABlockedWait) {
   const auto group = transport->make_group(std::vector<int>{1, 2}, 0);
 
   std::atomic<steady_clock::rep> sent_at{0};
-  std::thread coordinator([&] {
+  std::jthread coordinator([&] {
     std::this_thread::sleep_for(milliseconds(50));
     sent_at = steady_clock::now().time_since_epoch().count();
     ToWorker abandon;
@@ -415,7 +415,7 @@ TEST(Control, LargeMessagesBothWays) {
   constexpr int kTokens = 10 << 20;
   FromWorker large;
   large.mutable_failed()->set_message(std::string(30 << 20, 'x'));
-  std::thread other([&] { worker->send(large); });
+  std::jthread other([&] { worker->send(large); });
   server->send(1, micro_batch(1, kTokens));
   server->send(1, micro_batch(2));
   const auto first = worker->receive(milliseconds(20000));
@@ -454,8 +454,8 @@ TEST(Control, ManyMessagesStayInOrder) {
       channel.send(result(i));
     }
   };
-  std::thread one([&] { work(*first); });
-  std::thread two([&] { work(*second); });
+  std::jthread one([&] { work(*first); });
+  std::jthread two([&] { work(*second); });
   for (uint64_t i = 0; i < kMessages; ++i) {
     server->send(1, micro_batch(i, static_cast<int>(i % 50)));
     server->send(2, micro_batch(i));
@@ -504,7 +504,7 @@ TEST(Control, RoundTripOutOfIdle) {
     }
   });
   constexpr uint64_t kRounds = 100;
-  std::thread echo([&] {
+  std::jthread echo([&] {
     for (uint64_t i = 0; i < kRounds; ++i) {
       const auto message = worker->receive(kSoon);
       ASSERT_TRUE(message.has_value());

@@ -29,7 +29,7 @@ TEST(LocalChannel, MessagesArriveInOrder) {
   const auto hub = make_local_hub(2);
   const auto channel = make_local_channel(hub);
   channel->send(2, micro_batch(0));  // before the worker is there
-  std::thread worker([&] {
+  std::jthread worker([&] {
     const auto mine = make_local_worker_channel(hub, 2);
     for (uint64_t i = 0; i < 1000; ++i) {
       const auto message = mine->receive(milliseconds(5000));

@@ -31,13 +31,14 @@ constexpr milliseconds kFarewell{1000};
 
 class TcpWorkerChannel final : public WorkerChannel {
  public:
+  // `reader`: what came after the welcome.
   TcpWorkerChannel(std::unique_ptr<TlsContext> tls, std::unique_ptr<TlsStream> stream,
-                   const ControlLimits& limits)
+                   FrameReader reader, const ControlLimits& limits)
       : limits_(limits),
         tls_(std::move(tls)),
         stream_(std::move(stream)),
         event_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
-        reader_(limits.frame_bytes) {
+        reader_(std::move(reader)) {
     CHECK(static_cast<bool>(event_), "eventfd failed");
     thread_ = std::thread([this] { run(); });
   }
@@ -78,7 +79,7 @@ class TcpWorkerChannel final : public WorkerChannel {
 
   void run() {
     auto next_heartbeat = steady_clock::now();
-    std::optional<std::string> ended;
+    std::optional<std::string> ended = deliver();
     bool left = false;
     while (!ended && !stopping_) {
       const auto now = steady_clock::now();
@@ -161,14 +162,20 @@ class TcpWorkerChannel final : public WorkerChannel {
   std::thread thread_;
 };
 
-// True when both ends have proved the key.
-bool prove(TlsStream& stream, steady_clock::time_point deadline) {
+// True when both ends have proved the key and the coordinator has said its welcome, an empty
+// message. Without it this end could not know that its last word of the handshake was accepted.
+bool prove(TlsStream& stream, FrameReader& reader, TimePoint deadline) {
   TlsStream::Handshake state = stream.handshake();
   while (state == TlsStream::Handshake::kPending) {
     if (!wait_ready(stream.fd(), POLLIN, deadline)) return false;
     state = stream.handshake();
   }
-  return state == TlsStream::Handshake::kDone;
+  if (state == TlsStream::Handshake::kFailed) return false;
+  while (!stream.receive(reader)) {
+    if (const auto welcome = reader.next()) return welcome->empty();
+    if (!wait_ready(stream.fd(), POLLIN, deadline)) return false;
+  }
+  return false;
 }
 
 }  // namespace
@@ -191,8 +198,10 @@ std::unique_ptr<WorkerChannel> connect_control(const ControlAddress& address, in
       // A coordinator whose host vanished acknowledges no heartbeats.
       limit_silence(socket, limits.dead_after);
       auto stream = std::make_unique<TlsStream>(*tls, std::move(socket));
-      if (prove(*stream, std::min(deadline, steady_clock::now() + limits.handshake))) {
-        return std::make_unique<TcpWorkerChannel>(std::move(tls), std::move(stream), limits);
+      FrameReader reader(limits.frame_bytes);
+      if (prove(*stream, reader, std::min(deadline, steady_clock::now() + limits.handshake))) {
+        return std::make_unique<TcpWorkerChannel>(std::move(tls), std::move(stream),
+                                                  std::move(reader), limits);
       }
       attempts +=
           "refused, the job key or rank " + std::to_string(rank) + " is not accepted there;";

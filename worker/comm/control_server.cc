@@ -32,6 +32,8 @@ constexpr int kUnprovedMax = 64;
 constexpr uint32_t kHandshakeFrames = 4;
 // A worker that lets this much wait does not read any more.
 constexpr size_t kQueuedBytesMax = size_t{256} << 20;
+// Connections accepted before those that are there get their turn again.
+constexpr int kAcceptsAtOnce = 8;
 // How long the end of the server waits for its last messages to be read.
 constexpr milliseconds kFarewell{1000};
 
@@ -71,7 +73,7 @@ class TcpControlServer final : public ControlServer {
 
   // ---- the thread ----
   void run();
-  void accept_all();
+  void accept_some();
   void drop_oldest_unproved();
   std::optional<std::string> serve(Connection& connection);
   std::optional<std::string> prove(Connection& connection);
@@ -226,7 +228,7 @@ void TcpControlServer::run() {
     const int count = epoll_wait(epoll_.get(), ready, 64, static_cast<int>(tick.count()));
     for (int i = 0; i < count; ++i) {
       if (listener_ && ready[i].data.fd == listener_.get()) {
-        accept_all();
+        accept_some();
         continue;
       }
       const auto found = connections_.find(ready[i].data.fd);
@@ -246,8 +248,8 @@ void TcpControlServer::run() {
   }
 }
 
-void TcpControlServer::accept_all() {
-  while (listener_) {
+void TcpControlServer::accept_some() {
+  for (int i = 0; i < kAcceptsAtOnce; ++i) {
     FileDescriptor socket = accept_connection(listener_);
     if (!socket) {
       // Out of descriptors: make room, or the same connection would be announced again at once.
@@ -295,13 +297,13 @@ std::optional<std::string> TcpControlServer::prove(Connection& connection) {
     return too_long ? std::optional<std::string>("too many bytes in a handshake") : std::nullopt;
   }
   const int rank = connection.stream->peer_rank();
-  const std::lock_guard lock(mutex_);
-  Worker& worker = workers_[rank - 1];
-  if (worker.state != Worker::State::kAbsent) return "the rank has a connection already";
-  worker.state = Worker::State::kConnected;
-  worker.stream = connection.stream;
+  if (!may_connect(rank)) return "the rank has a connection already";
   connection.rank = rank;
   connection.heard = steady_clock::now();
+  connection.stream->send(
+      make_frame(ToWorker(), limits_.frame_bytes));  // the welcome, first of all
+  const std::lock_guard lock(mutex_);
+  workers_[rank - 1] = {Worker::State::kConnected, connection.stream, ""};
   workers_changed_.notify_all();
   const bool complete = std::all_of(workers_.begin(), workers_.end(), [](const Worker& w) {
     return w.state != Worker::State::kAbsent;

@@ -14,10 +14,9 @@
 
 namespace trireme {
 
-// Memory that messages leave from and land in. Every message is copied through it: a wait that was
-// abandoned may leave its operation running, which must not reach into tensors that are freed by
-// then. Grows to the largest size seen. Shared with the transport, which keeps it as long as it
-// must.
+// Memory that messages leave from and land in. Every message is copied through it: an abandoned
+// wait may leave its operation running, which must not reach into tensors that are freed by then.
+// Grows to the largest size seen. Shared with the transport, which keeps it as long as it must.
 class Staging {
  public:
   explicit Staging(size_t slots) : slots_(slots) {}

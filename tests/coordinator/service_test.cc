@@ -1,0 +1,378 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "coordinator/service.h"
+
+#include <gtest/gtest.h>
+
+#include "coordinator/tokenizer/utf8.h"
+#include "tests/coordinator/service_harness.h"
+#include "tests/support/relay.h"
+
+namespace trireme {
+namespace {
+
+using grpc::StatusCode;
+
+bool holds(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
+}
+
+TEST(Service, StreamsDeltasThenOneFinished) {
+  Harness harness;
+  v1::GenerateRequest request = ids_request({5, 6, 7}, 40);
+  request.set_logprobs(3);
+  const Seen seen = generate(*harness.stub_, request);
+  ASSERT_TRUE(seen.status.ok()) << seen.status.error_message();
+  EXPECT_EQ(seen.ids, harness.workers_.continuation({5, 6, 7}, 40));
+  EXPECT_EQ(seen.text, harness.tokenizer_->decode(seen.ids));
+  EXPECT_EQ(seen.num_logprobs, 40);
+  ASSERT_TRUE(seen.finished.has_value());
+  EXPECT_FALSE(seen.after_finished);
+  EXPECT_EQ(seen.finished->finish_reason(), v1::FINISH_REASON_LENGTH);
+  EXPECT_EQ(seen.finished->usage().prompt_tokens(), 3);
+  EXPECT_EQ(seen.finished->usage().completion_tokens(), 40);
+  EXPECT_FALSE(seen.finished->has_matched_stop());
+  EXPECT_TRUE(harness.idle());
+}
+
+TEST(Service, TokensComeAsTheyAreDrawn) {
+  Harness harness;
+  harness.workers_.set_step(milliseconds(20));
+  const Seen seen = generate(*harness.stub_, ids_request({5}, 20));
+  EXPECT_GE(seen.num_deltas, 18);  // one each, where nothing delays this client
+}
+
+TEST(Service, TextGetsThePrefixAndStops) {
+  Harness harness;
+  v1::GenerateRequest request;
+  request.set_text("abc");
+  request.set_max_tokens(64);
+  const Seen whole = generate(*harness.stub_, request);
+  ASSERT_TRUE(whole.status.ok()) << whole.status.error_message();
+  const auto prompt = harness.chat_->plain("abc");
+  EXPECT_EQ(whole.ids, harness.workers_.continuation(prompt, 64));
+
+  // A stop id, of the request.
+  request.add_stop_token_ids(whole.ids[10]);
+  const Seen by_id = generate(*harness.stub_, request);
+  ASSERT_TRUE(by_id.finished.has_value());
+  EXPECT_EQ(by_id.finished->finish_reason(), v1::FINISH_REASON_STOP);
+  EXPECT_EQ(by_id.finished->matched_stop(), std::to_string(whole.ids[10]));
+  EXPECT_EQ(by_id.ids.back(), whole.ids[10]);
+  EXPECT_EQ(whole.text.rfind(by_id.text, 0), 0u);
+
+  // A stop string.
+  request.clear_stop_token_ids();
+  request.add_stop(whole.text.substr(whole.text.size() / 2, 4));
+  const auto offset = find_broken_utf8(request.stop(0));
+  if (offset) request.set_stop(0, "e");
+  const Seen by_text = generate(*harness.stub_, request);
+  ASSERT_TRUE(by_text.finished.has_value()) << by_text.status.error_message();
+  const size_t cut = whole.text.find(request.stop(0));
+  ASSERT_NE(cut, std::string::npos);
+  EXPECT_EQ(by_text.text, whole.text.substr(0, cut));
+  EXPECT_EQ(by_text.finished->matched_stop(), request.stop(0));
+}
+
+TEST(Service, ChatRendersTheConversation) {
+  Harness harness;
+  v1::ChatRequest request;
+  for (const auto& [role, content] : {std::pair{"system", "Be brief."}, {"user", "Hello"}}) {
+    request.add_messages()->set_role(role);
+    request.mutable_messages()->rbegin()->set_content(content);
+  }
+  request.set_max_tokens(9);
+  grpc::ClientContext context;
+  const Seen seen = read_all(*harness.stub_->Chat(&context, request));
+  ASSERT_TRUE(seen.status.ok()) << seen.status.error_message();
+  const std::vector<ChatTurn> turns{{"system", "Be brief."}, {"user", "Hello"}};
+  EXPECT_EQ(seen.ids, harness.workers_.continuation(harness.chat_->render(turns), 9));
+}
+
+TEST(Service, SixtyFourStreamsEqualTheirSequentialRuns) {
+  Harness harness;
+  constexpr int kStreams = 64;
+  std::vector<v1::GenerateRequest> requests;
+  std::vector<Seen> alone;
+  for (int i = 0; i < kStreams; ++i) {
+    requests.push_back(ids_request({i + 1, 2 * i + 3}, 20 + i));
+    alone.push_back(generate(*harness.stub_, requests.back()));
+    ASSERT_TRUE(alone.back().status.ok());
+  }
+  harness.workers_.set_step(milliseconds(1));
+  std::vector<Seen> together(kStreams);
+  std::vector<std::thread> clients;
+  for (int i = 0; i < kStreams; ++i) {
+    clients.emplace_back([&, i] { together[i] = generate(*harness.stub_, requests[i]); });
+  }
+  for (std::thread& client : clients) client.join();
+  for (int i = 0; i < kStreams; ++i) {
+    ASSERT_TRUE(together[i].status.ok()) << together[i].status.error_message();
+    EXPECT_EQ(together[i].ids, alone[i].ids);
+    EXPECT_EQ(together[i].text, alone[i].text);
+  }
+  EXPECT_TRUE(harness.idle());
+}
+
+TEST(Service, CancelFreesAtOnce) {
+  Harness harness;
+  harness.workers_.set_step(milliseconds(5));
+  grpc::ClientContext context;
+  const auto reader = harness.stub_->Generate(&context, ids_request({1}, 500));
+  v1::GenerateReply reply;
+  ASSERT_TRUE(reader->Read(&reply));
+  context.TryCancel();
+  const auto start = std::chrono::steady_clock::now();
+  EXPECT_TRUE(harness.idle());
+  EXPECT_LT(std::chrono::steady_clock::now() - start, milliseconds(500));
+  while (reader->Read(&reply)) {
+  }
+  EXPECT_EQ(reader->Finish().error_code(), StatusCode::CANCELLED);
+}
+
+TEST(Service, AClientThatVanishesFreesAndHarmsNobody) {
+  Harness harness;
+  harness.workers_.set_step(milliseconds(2));
+  auto relay = std::make_unique<Relay>(harness.server_->address());
+  const auto stub = v1::Inference::NewStub(Harness::connect(relay->address()));
+  grpc::ClientContext context;
+  const auto reader = stub->Generate(&context, ids_request({1}, 500));
+  v1::GenerateReply reply;
+  ASSERT_TRUE(reader->Read(&reply));
+
+  grpc::ClientContext other_context;
+  const auto other = harness.stub_->Generate(&other_context, ids_request({9}, 200));
+  ASSERT_TRUE(other->Read(&reply));
+  relay.reset();  // the connection is gone, without a word
+  EXPECT_TRUE(Harness::eventually([&] { return harness.engine_->load().running() == 1; }));
+  const Seen seen = read_all(*other);
+  EXPECT_TRUE(seen.status.ok()) << seen.status.error_message();
+  EXPECT_TRUE(harness.idle());
+  while (reader->Read(&reply)) {
+  }
+  EXPECT_FALSE(reader->Finish().ok());
+}
+
+TEST(Service, AFullQueueRefusesAtOnce) {
+  HarnessOptions options;
+  options.max_sequences = 2;
+  options.max_queue = 3;
+  Harness harness(options);
+  harness.workers_.hold(true);
+  std::vector<std::unique_ptr<grpc::ClientContext>> contexts;
+  std::vector<std::unique_ptr<grpc::ClientReader<v1::GenerateReply>>> readers;
+  const auto open = [&](int i) {
+    contexts.push_back(std::make_unique<grpc::ClientContext>());
+    readers.push_back(harness.stub_->Generate(contexts.back().get(), ids_request({i + 1}, 5)));
+    ASSERT_TRUE(Harness::eventually([&] {
+      const v1::Load load = harness.engine_->load();
+      return load.running() + load.waiting() == i + 1;
+    }));
+  };
+  for (int i = 0; i < 5; ++i) open(i);
+  const Seen refused = generate(*harness.stub_, ids_request({1}, 5));
+  EXPECT_EQ(refused.status.error_code(), StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_TRUE(holds(refused.status.error_message(), "--max_queue"))
+      << refused.status.error_message();
+  harness.workers_.hold(false);
+  for (const auto& reader : readers) {
+    const Seen seen = read_all(*reader);
+    EXPECT_TRUE(seen.status.ok()) << seen.status.error_message();
+    EXPECT_EQ(seen.ids.size(), 5u);
+  }
+}
+
+TEST(Service, ADeadlineEndsWithItsStatus) {
+  Harness harness;
+  harness.workers_.set_step(milliseconds(20));
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + milliseconds(300));
+  const Seen seen = read_all(*harness.stub_->Generate(&context, ids_request({1}, 500)));
+  EXPECT_EQ(seen.status.error_code(), StatusCode::DEADLINE_EXCEEDED);
+  EXPECT_FALSE(seen.finished.has_value());
+  EXPECT_TRUE(harness.idle());
+}
+
+TEST(Service, AClientThatDoesNotReadIsEnded) {
+  HarnessOptions options;
+  options.context = 1 << 16;
+  options.max_sequences = 1;
+  Harness harness(options);
+  v1::GenerateRequest request = ids_request({1}, 60000);
+  request.set_logprobs(20);
+  grpc::ClientContext context;
+  const auto reader = harness.stub_->Generate(&context, request);
+  ASSERT_TRUE(Harness::eventually([&] { return harness.engine_->load().output_tokens() > 0; }));
+  EXPECT_TRUE(harness.idle());
+  EXPECT_LT(harness.engine_->load().output_tokens(), 60000u);
+  const Seen seen = read_all(*reader);
+  EXPECT_EQ(seen.status.error_code(), StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_TRUE(holds(seen.status.error_message(), std::to_string(kMaxBacklogBytes)))
+      << seen.status.error_message();
+  EXPECT_TRUE(generate(*harness.stub_, ids_request({1}, 3)).status.ok());
+}
+
+TEST(Service, ADeadWorkerEndsItsStreams) {
+  Harness harness;
+  harness.workers_.set_step(milliseconds(5));
+  std::vector<std::unique_ptr<grpc::ClientContext>> contexts;
+  std::vector<std::unique_ptr<grpc::ClientReader<v1::GenerateReply>>> readers;
+  v1::GenerateReply reply;
+  for (int i = 0; i < 4; ++i) {
+    contexts.push_back(std::make_unique<grpc::ClientContext>());
+    readers.push_back(harness.stub_->Generate(contexts.back().get(), ids_request({i + 1}, 500)));
+    ASSERT_TRUE(readers.back()->Read(&reply));
+  }
+  const auto start = std::chrono::steady_clock::now();
+  harness.workers_.report(1, ChannelEvent::Kind::kClosed);
+  for (const auto& reader : readers) {
+    const Seen seen = read_all(*reader);
+    EXPECT_EQ(seen.status.error_code(), StatusCode::UNAVAILABLE);
+    for (const char* word : {"rank 1", "host oar1", "stage 0"}) {
+      EXPECT_TRUE(holds(seen.status.error_message(), word)) << seen.status.error_message();
+    }
+  }
+  EXPECT_LT(std::chrono::steady_clock::now() - start, milliseconds(500));
+  EXPECT_EQ(generate(*harness.stub_, ids_request({1}, 3)).status.error_code(),
+            StatusCode::UNAVAILABLE);
+}
+
+TEST(Service, AbortEndsByIdOnly) {
+  Harness harness;
+  harness.workers_.set_step(milliseconds(5));
+  v1::GenerateRequest request = ids_request({1}, 500);
+  request.set_request_id("mine");
+  grpc::ClientContext context;
+  const auto reader = harness.stub_->Generate(&context, request);
+  v1::GenerateReply reply;
+  ASSERT_TRUE(reader->Read(&reply));
+  EXPECT_EQ(generate(*harness.stub_, request).status.error_code(), StatusCode::ALREADY_EXISTS);
+
+  const auto abort = [&](const std::string& id) {
+    grpc::ClientContext abort_context;
+    v1::AbortRequest message;
+    message.set_request_id(id);
+    v1::AbortReply ignored;
+    return harness.stub_->Abort(&abort_context, message, &ignored);
+  };
+  EXPECT_EQ(abort("another").error_code(), StatusCode::NOT_FOUND);
+  EXPECT_EQ(abort("").error_code(), StatusCode::INVALID_ARGUMENT);
+  EXPECT_TRUE(abort("mine").ok());
+  EXPECT_EQ(read_all(*reader).status.error_code(), StatusCode::CANCELLED);
+  EXPECT_EQ(abort("mine").error_code(), StatusCode::NOT_FOUND);
+  EXPECT_TRUE(harness.idle());
+  // The id is free again.
+  request.set_max_tokens(2);
+  EXPECT_TRUE(generate(*harness.stub_, request).status.ok());
+}
+
+TEST(Service, BadFieldsAreNamedAndHarmNobody) {
+  Harness harness;
+  harness.workers_.set_step(milliseconds(2));
+  grpc::ClientContext context;
+  const auto good = harness.stub_->Generate(&context, ids_request({1}, 100));
+  v1::GenerateRequest request = ids_request({1}, 5);
+  request.mutable_sampling()->set_top_p(2);
+  const grpc::Status bad = generate(*harness.stub_, request).status;
+  EXPECT_EQ(bad.error_code(), StatusCode::INVALID_ARGUMENT);
+  EXPECT_EQ(bad.error_message().rfind("sampling.top_p: ", 0), 0u) << bad.error_message();
+  request = ids_request({1}, 5);
+  request.set_priority(1);
+  EXPECT_EQ(generate(*harness.stub_, request).status.error_code(), StatusCode::UNIMPLEMENTED);
+  EXPECT_TRUE(read_all(*good).status.ok());
+}
+
+TEST(Service, TokenizeAndBack) {
+  Harness harness;
+  v1::TokenizeRequest text;
+  text.set_text("Grüße, 世界!");
+  v1::TokenizeReply ids;
+  grpc::ClientContext first;
+  ASSERT_TRUE(harness.stub_->Tokenize(&first, text, &ids).ok());
+  EXPECT_EQ((std::vector<int32_t>{ids.token_ids().begin(), ids.token_ids().end()}),
+            harness.tokenizer_->encode(text.text()));
+  v1::DetokenizeRequest back;
+  *back.mutable_token_ids() = ids.token_ids();
+  v1::DetokenizeReply reply;
+  grpc::ClientContext second;
+  ASSERT_TRUE(harness.stub_->Detokenize(&second, back, &reply).ok());
+  EXPECT_EQ(reply.text(), text.text());
+}
+
+TEST(Service, WhileItLoads) {
+  HarnessOptions options;
+  options.serve = false;
+  Harness harness(options);
+  const Seen early = generate(*harness.stub_, ids_request({1}, 3));
+  EXPECT_EQ(early.status.error_code(), StatusCode::FAILED_PRECONDITION);
+  EXPECT_TRUE(holds(early.status.error_message(), "still loading"));
+  // The placement is known already.
+  Placement placement;
+  grpc::ClientContext context;
+  ASSERT_TRUE(harness.cluster_->GetPlacement(&context, {}, &placement).ok());
+  EXPECT_EQ(placement.SerializeAsString(), harness.placement_.SerializeAsString());
+  harness.start_serving();
+  EXPECT_TRUE(generate(*harness.stub_, ids_request({1}, 3)).status.ok());
+}
+
+TEST(Service, ClusterTellsWhatIsThere) {
+  Harness harness;
+  Topology topology;
+  grpc::ClientContext first;
+  ASSERT_TRUE(harness.cluster_->GetTopology(&first, {}, &topology).ok());
+  EXPECT_EQ(topology.ranks_size(), 2);
+  ASSERT_TRUE(generate(*harness.stub_, ids_request({1, 2}, 3)).status.ok());
+  ASSERT_TRUE(harness.idle());
+  v1::Load load;
+  grpc::ClientContext second;
+  ASSERT_TRUE(harness.cluster_->GetLoad(&second, {}, &load).ok());
+  EXPECT_EQ(load.prompt_tokens(), 2u);
+  EXPECT_EQ(load.output_tokens(), 3u);
+  EXPECT_EQ(load.max_queue(), 256);
+}
+
+TEST(Service, WatchHealthTellsEveryChange) {
+  HarnessOptions options;
+  options.serve = false;
+  Harness harness(options);
+  grpc::ClientContext context;
+  const auto reader = harness.cluster_->WatchHealth(&context, {});
+  v1::ClusterHealth health;
+  ASSERT_TRUE(reader->Read(&health));
+  EXPECT_FALSE(health.serving());
+  ASSERT_EQ(health.ranks_size(), 2);
+  EXPECT_EQ(health.ranks(0).state(), "loading");
+
+  harness.start_serving();
+  ASSERT_TRUE(reader->Read(&health));
+  EXPECT_TRUE(health.serving());
+  EXPECT_EQ(health.ranks(1).state(), "serving");
+  EXPECT_EQ(health.ranks(1).host(), "oar2");
+
+  harness.workers_.report(2, ChannelEvent::Kind::kSuspected);
+  ASSERT_TRUE(reader->Read(&health));
+  EXPECT_FALSE(health.serving());
+  EXPECT_EQ(health.ranks(1).state(), "suspected");
+
+  harness.workers_.report(2, ChannelEvent::Kind::kClosed);
+  ASSERT_TRUE(reader->Read(&health));
+  EXPECT_EQ(health.ranks(1).state(), "dead");
+  context.TryCancel();
+}
+
+TEST(Service, DrainLetsRunningRequestsEnd) {
+  Harness harness;
+  harness.workers_.set_step(milliseconds(5));
+  grpc::ClientContext context;
+  const auto reader = harness.stub_->Generate(&context, ids_request({1}, 60));
+  v1::GenerateReply reply;
+  ASSERT_TRUE(reader->Read(&reply));
+  harness.service_.drain();
+  EXPECT_EQ(generate(*harness.stub_, ids_request({1}, 3)).status.error_code(),
+            StatusCode::UNAVAILABLE);
+  const Seen seen = read_all(*reader);
+  EXPECT_TRUE(seen.status.ok()) << seen.status.error_message();
+  EXPECT_TRUE(seen.finished.has_value());
+}
+
+}  // namespace
+}  // namespace trireme

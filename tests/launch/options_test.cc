@@ -1,0 +1,323 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "launch/options.h"
+
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <fstream>
+
+#include "kernels/base/error.h"
+#include "launch/generate_input.h"
+
+namespace trireme {
+namespace {
+
+Options parse(std::vector<std::string> words) {
+  words.insert(words.begin(), "trireme");
+  std::vector<char*> argv;
+  for (std::string& word : words) argv.push_back(word.data());
+  return parse_options(static_cast<int>(argv.size()), argv.data());
+}
+
+// The launcher's variables as a test wants them, and nothing else of what this process inherited.
+class Environment {
+ public:
+  explicit Environment(const std::vector<std::pair<std::string, std::string>>& values) {
+    clear();
+    for (const auto& [name, value] : values) setenv(name.c_str(), value.c_str(), 1);
+  }
+  ~Environment() { clear(); }
+
+ private:
+  static void clear() {
+    for (const char* name : {"OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "PMI_SIZE", "PMI_RANK",
+                             "PMIX_RANK", "SLURM_NTASKS", "SLURM_PROCID"}) {
+      unsetenv(name);
+    }
+  }
+};
+
+std::string error_of(const std::vector<std::string>& words) {
+  try {
+    parse(words);
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), Code::kInvalidArgument) << error.what();
+    return error.what();
+  }
+  return "";
+}
+
+TEST(Options, Serve) {
+  const Options options =
+      parse({"serve", "--model", "M", "--tp", "2", "--pp", "3", "--dp", "4", "--listen", "[::1]:7",
+             "--address_file", "A", "--max_queue", "9", "--token_file", "T", "--tls_cert", "C",
+             "--tls_key", "K", "--tls_client_ca", "L", "--allow_insecure", "--dead_after", "2min",
+             "--dtype", "bf16", "--max_sequences", "5", "--max_batch_tokens", "6", "--context", "77",
+             "--max_memory", "0=1GiB,cpu=512MiB", "--threads", "2", "--device_map", "F"});
+  EXPECT_EQ(options.command, Options::Command::kServe);
+  EXPECT_EQ(options.placement.model, "M");
+  EXPECT_EQ(options.placement.tp, 2);
+  EXPECT_EQ(options.placement.pp, 3);
+  EXPECT_EQ(options.placement.dp, 4);
+  EXPECT_EQ(options.placement.dtype, "bf16");
+  EXPECT_EQ(options.placement.max_sequences, 5);
+  EXPECT_EQ(options.placement.max_batch_tokens, 6);
+  EXPECT_EQ(options.placement.context, 77);
+  EXPECT_EQ(options.placement.threads, 2);
+  EXPECT_EQ(options.placement.device_map, "F");
+  EXPECT_EQ(options.placement.max_memory_bytes,
+            (std::map<std::string, uint64_t>{{"0", 1u << 30}, {"cpu", 512u << 20}}));
+  EXPECT_EQ(options.serve.listen, "[::1]:7");
+  EXPECT_EQ(options.serve.address_file, "A");
+  EXPECT_EQ(options.serve.max_queue, 9);
+  EXPECT_EQ(options.serve.token_file, "T");
+  EXPECT_EQ(options.serve.tls_cert, "C");
+  EXPECT_EQ(options.serve.tls_key, "K");
+  EXPECT_EQ(options.serve.tls_client_ca, "L");
+  EXPECT_TRUE(options.serve.allow_insecure);
+  EXPECT_EQ(options.serve.dead_after, std::chrono::minutes(2));
+}
+
+TEST(Options, ServeDefaults) {
+  const Options options = parse({"serve", "--model", "M"});
+  EXPECT_EQ(options.serve.listen, "127.0.0.1:50051");
+  EXPECT_EQ(options.serve.dead_after, std::chrono::seconds(10));
+  EXPECT_EQ(options.placement.device_map, "auto");
+  EXPECT_FALSE(options.placement.tp.has_value());
+  EXPECT_FALSE(options.placement.context.has_value());
+  EXPECT_FALSE(options.serve.allow_insecure);
+}
+
+TEST(Options, Generate) {
+  const Options options =
+      parse({"generate", "--model", "M", "--prompt", "a b", "--prompt", "c", "--chat", "d",
+             "--prompt_ids", "1,2,3", "--prompt_ids", "4", "--max_tokens", "8", "--temperature",
+             "0.5", "--top_p", "0.9", "--top_k", "3", "--seed", "18446744073709551615", "--stop",
+             "x", "--stop", "y z", "--stop_token_ids", "5,6", "--ignore_eos", "--logprobs", "2",
+             "--json"});
+  EXPECT_EQ(options.command, Options::Command::kGenerate);
+  EXPECT_EQ(options.generate.prompts, (std::vector<std::string>{"a b", "c"}));
+  EXPECT_EQ(options.generate.chats, std::vector<std::string>{"d"});
+  EXPECT_EQ(options.generate.prompt_ids, (std::vector<std::vector<int32_t>>{{1, 2, 3}, {4}}));
+  EXPECT_EQ(options.generate.max_tokens, 8);
+  EXPECT_EQ(options.generate.temperature, 0.5);
+  EXPECT_EQ(options.generate.top_p, 0.9);
+  EXPECT_EQ(options.generate.top_k, 3);
+  EXPECT_EQ(options.generate.seed, std::numeric_limits<uint64_t>::max());
+  EXPECT_EQ(options.generate.stop, (std::vector<std::string>{"x", "y z"}));
+  EXPECT_EQ(options.generate.stop_token_ids, (std::vector<int32_t>{5, 6}));
+  EXPECT_TRUE(options.generate.ignore_eos);
+  EXPECT_EQ(options.generate.logprobs, 2);
+  EXPECT_TRUE(options.generate.json);
+}
+
+TEST(Options, GenerateIsGreedyByDefault) {
+  EXPECT_EQ(parse({"generate", "--model", "M", "--prompt", "a"}).generate.temperature, 0.0);
+}
+
+TEST(Options, ChatAndPlan) {
+  const Options chat = parse({"chat", "--server", "unix:/s", "--system", "S", "--token_file", "T",
+                              "--tls_ca", "C", "--max_tokens", "3", "--temperature", "0", "--seed",
+                              "1", "Why?"});
+  EXPECT_EQ(chat.command, Options::Command::kChat);
+  EXPECT_EQ(chat.chat.server, "unix:/s");
+  EXPECT_EQ(chat.chat.system, "S");
+  EXPECT_EQ(chat.chat.text, "Why?");
+  EXPECT_EQ(chat.chat.temperature, 0.0);
+  EXPECT_EQ(chat.chat.max_tokens, 3);
+  EXPECT_EQ(parse({"chat"}).chat.text, "");
+
+  const Options plan = parse({"plan", "--model", "M", "--pp", "2", "--json"});
+  EXPECT_EQ(plan.command, Options::Command::kPlan);
+  EXPECT_EQ(plan.placement.pp, 2);
+  EXPECT_TRUE(plan.json);
+}
+
+// Each mistake is named, with the place to read on.
+TEST(Options, NamesWhatIsWrong) {
+  struct Row {
+    std::vector<std::string> words;
+    std::vector<std::string> needed;
+  };
+  const std::vector<Row> rows{
+      {{}, {"sub-command", "trireme --help"}},
+      {{"sreve"}, {"sreve", "--help"}},
+      {{"serve"}, {"--model", "trireme serve --help"}},
+      {{"serve", "--model", "M", "--frobnicate"}, {"--frobnicate", "trireme serve --help"}},
+      {{"serve", "--model", "M", "--max-queue", "3"}, {"--max-queue"}},
+      {{"serve", "--model", "M", "--tp", "0"}, {"--tp"}},
+      {{"serve", "--model", "M", "--pp", "-2"}, {"--pp"}},
+      {{"serve", "--model", "M", "--dp", "two"}, {"--dp", "two"}},
+      {{"serve", "--model", "M", "--tp", "99999999999"}, {"--tp"}},
+      {{"serve", "--model", "M", "--dtype", "int3"}, {"--dtype", "int3"}},
+      {{"serve", "--model", "M", "--dead_after", "10"}, {"--dead_after", "\"10\"", "10s"}},
+      {{"serve", "--model", "M", "--dead_after", "1h"}, {"--dead_after", "1h"}},
+      {{"serve", "--model", "M", "--max_memory", "10GiB"}, {"--max_memory", "KEY=SIZE"}},
+      {{"serve", "--model", "M", "--max_memory", "0=10GB"}, {"--max_memory", "10GB", "GiB"}},
+      {{"serve", "--model", "M", "--max_memory", "0=1,0=2"}, {"--max_memory", "twice"}},
+      {{"serve", "--model", "M", "--max_queue", "0"}, {"--max_queue"}},
+      {{"serve", "--model", "M", "--context", "0"}, {"--context"}},
+      {{"serve", "--model", "M", "extra"}, {"extra"}},
+      {{"generate", "--model", "M"}, {"--prompt", "--input"}},
+      {{"generate", "--model", "M", "--prompt_ids", "1,x"}, {"--prompt_ids", "\"x\""}},
+      {{"generate", "--model", "M", "--prompt_ids", "1,"}, {"--prompt_ids"}},
+      {{"generate", "--model", "M", "--prompt_ids", "1,4294967296"}, {"--prompt_ids"}},
+      {{"generate", "--model", "M", "--prompt", "a", "--logprobs", "2"}, {"--logprobs", "--json"}},
+      {{"generate", "--model", "M", "--prompt", "a", "--seed", "-1"}, {"--seed"}},
+      {{"generate", "--model", "M", "--prompt", "a", "--min_p", "1"}, {"--min_p"}},
+      {{"help", "sreve"}, {"sreve"}},
+  };
+  for (const Row& row : rows) {
+    const std::string message = error_of(row.words);
+    for (const std::string& word : row.needed) {
+      EXPECT_NE(message.find(word), std::string::npos)
+          << "\"" << word << "\" is missing in: " << message;
+    }
+  }
+}
+
+TEST(Options, HelpTeaches) {
+  for (const char* command : {"serve", "generate", "chat"}) {
+    for (const std::vector<std::string>& words :
+         {std::vector<std::string>{command, "--help"}, std::vector<std::string>{"help", command}}) {
+      testing::internal::CaptureStdout();
+      EXPECT_EQ(parse(words).command, Options::Command::kNone);
+      const std::string text = testing::internal::GetCapturedStdout();
+      EXPECT_NE(text.find(std::string("trireme ") + command), std::string::npos) << text;
+      EXPECT_NE(text.find("Examples:"), std::string::npos) << text;
+    }
+  }
+  testing::internal::CaptureStdout();
+  EXPECT_EQ(parse({"--version"}).command, Options::Command::kNone);
+  EXPECT_EQ(testing::internal::GetCapturedStdout().rfind("trireme ", 0), 0u);
+}
+
+TEST(Options, Launchers) {
+  struct Row {
+    std::vector<std::pair<std::string, std::string>> values;
+    int num_ranks, rank;
+    bool under_launcher;
+  };
+  const std::vector<Row> rows{
+      {{}, 1, 0, false},
+      {{{"OMPI_COMM_WORLD_SIZE", "3"}, {"OMPI_COMM_WORLD_RANK", "2"}}, 3, 2, true},
+      {{{"PMI_SIZE", "4"}, {"PMI_RANK", "0"}}, 4, 0, true},
+      {{{"PMIX_RANK", "1"}, {"SLURM_NTASKS", "5"}, {"SLURM_PROCID", "1"}}, 5, 1, true},
+      // A batch script's own command is not started by srun.
+      {{{"SLURM_NTASKS", "5"}, {"SLURM_PROCID", "0"}}, 1, 0, false},
+      {{{"OMPI_COMM_WORLD_SIZE", "1"}, {"OMPI_COMM_WORLD_RANK", "0"}}, 1, 0, true},
+  };
+  for (const Row& row : rows) {
+    const Environment environment(row.values);
+    const LaunchInfo info = read_launch_info();
+    EXPECT_EQ(info.num_ranks, row.num_ranks);
+    EXPECT_EQ(info.rank, row.rank);
+    EXPECT_EQ(info.under_launcher, row.under_launcher);
+  }
+  for (const auto& [size, rank] : std::vector<std::pair<std::string, std::string>>{
+           {"x", "0"}, {"2", "2"}, {"2", "-1"}, {"0", "0"}, {"2", ""}}) {
+    const Environment environment({{"OMPI_COMM_WORLD_SIZE", size}, {"OMPI_COMM_WORLD_RANK", rank}});
+    EXPECT_THROW(read_launch_info(), Error) << size << " " << rank;
+  }
+}
+
+TEST(Options, OnlyRank0Prints) {
+  const Environment environment({{"OMPI_COMM_WORLD_SIZE", "2"}, {"OMPI_COMM_WORLD_RANK", "1"}});
+  testing::internal::CaptureStdout();
+  EXPECT_EQ(parse({"--help"}).command, Options::Command::kNone);
+  EXPECT_EQ(testing::internal::GetCapturedStdout(), "");
+}
+
+TEST(Options, Bytes) {
+  EXPECT_EQ(parse_bytes("4096", "--f"), 4096u);
+  EXPECT_EQ(parse_bytes("3KiB", "--f"), 3u << 10);
+  EXPECT_EQ(parse_bytes("512MiB", "--f"), 512u << 20);
+  EXPECT_EQ(parse_bytes("10GiB", "--f"), uint64_t{10} << 30);
+  EXPECT_EQ(parse_bytes("2TiB", "--f"), uint64_t{2} << 40);
+  for (const char* bad : {"", "GiB", "-1", "1.5GiB", "1 GiB", "1gib", "99999999999TiB",
+                          "18446744073709551616", "1GiBx"}) {
+    EXPECT_THROW(parse_bytes(bad, "--f"), Error) << bad;
+  }
+}
+
+TEST(Options, Durations) {
+  EXPECT_EQ(parse_duration("500ms", "--f").count(), 500);
+  EXPECT_EQ(parse_duration("10s", "--f").count(), 10000);
+  EXPECT_EQ(parse_duration("2min", "--f").count(), 120000);
+  for (const char* bad : {"", "10", "s", "-1s", "1.5s", "25000min", "18446744073709551615min"}) {
+    EXPECT_THROW(parse_duration(bad, "--f"), Error) << bad;
+  }
+}
+
+// ---- the lines of generate --input ----
+
+class InputFile : public testing::Test {
+ protected:
+  std::vector<GenerateItem> read(const std::string& text) {
+    std::ofstream(path_) << text;
+    GenerateFlags flags;
+    flags.input = path_;
+    flags.temperature = 0.25;
+    flags.max_tokens = 7;
+    return read_items(flags);
+  }
+
+  const std::string path_ = testing::TempDir() + "/options_test_input.jsonl";
+};
+
+TEST_F(InputFile, LinesOverrideFlags) {
+  const auto items = read(
+      "{\"prompt\": \"a\", \"temperature\": 1, \"top_p\": 0.5, \"top_k\": 2, \"seed\": 9}\n"
+      "\n"
+      "{\"chat\": \"b\", \"stop\": [\"x\", \"y\"], \"ignore_eos\": true, \"max_tokens\": 3}\r\n"
+      "{\"prompt_ids\": [1, 2], \"stop\": \"z\", \"stop_token_ids\": [4], \"logprobs\": 1}");
+  ASSERT_EQ(items.size(), 3u);
+  const auto& text = std::get<v1::GenerateRequest>(items[0].request);
+  EXPECT_EQ(text.text(), "a");
+  EXPECT_EQ(text.sampling().temperature(), 1);
+  EXPECT_EQ(text.sampling().top_p(), 0.5);
+  EXPECT_EQ(text.sampling().top_k(), 2);
+  EXPECT_EQ(text.sampling().seed(), 9u);
+  EXPECT_EQ(text.max_tokens(), 7);
+  const auto& chat = std::get<v1::ChatRequest>(items[1].request);
+  EXPECT_EQ(chat.messages(0).role(), "user");
+  EXPECT_EQ(chat.messages(0).content(), "b");
+  EXPECT_EQ(chat.stop_size(), 2);
+  EXPECT_TRUE(chat.ignore_eos());
+  EXPECT_EQ(chat.max_tokens(), 3);
+  EXPECT_EQ(chat.sampling().temperature(), 0.25);
+  const auto& ids = std::get<v1::GenerateRequest>(items[2].request);
+  EXPECT_EQ(ids.token_ids().ids_size(), 2);
+  EXPECT_EQ(ids.stop(0), "z");
+  EXPECT_EQ(ids.stop_token_ids(0), 4);
+  EXPECT_EQ(ids.logprobs(), 1);
+  EXPECT_EQ(items[2].where, path_ + ":4");
+}
+
+TEST_F(InputFile, BadLinesAreNamed) {
+  for (const char* bad :
+       {"not json", "[1]", "{}", "{\"prompt\": \"a\", \"chat\": \"b\"}", "{\"prompt\": 3}",
+        "{\"prompt\": \"a\", \"temprature\": 1}", "{\"prompt\": \"a\", \"max_tokens\": \"3\"}",
+        "{\"prompt\": \"a\", \"max_tokens\": 1.5}", "{\"prompt\": \"a\", \"max_tokens\": 3000000000}",
+        "{\"prompt\": \"a\", \"top_k\": 18446744073709551615}", "{\"prompt\": \"a\", \"seed\": -1}",
+        "{\"prompt\": \"a\", \"stop\": [1]}", "{\"prompt_ids\": [\"1\"]}", "{\"prompt_ids\": 1}",
+        "{\"prompt\": \"a\", \"ignore_eos\": 1}", "{\"prompt\": \"a\"", "{\"prompt\": \"\xff\"}"}) {
+    try {
+      read(std::string("{\"prompt\": \"fine\"}\n") + bad + "\n");
+      ADD_FAILURE() << "was taken: " << bad;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), Code::kInvalidArgument);
+      EXPECT_EQ(std::string(error.what()).rfind(path_ + ":2: ", 0), 0u) << error.what();
+    }
+  }
+}
+
+TEST_F(InputFile, MissingOrEmpty) {
+  GenerateFlags flags;
+  flags.input = "/nonexistent/file";
+  EXPECT_THROW(read_items(flags), Error);
+  EXPECT_THROW(read("\n \n"), Error);
+}
+
+}  // namespace
+}  // namespace trireme
