@@ -61,8 +61,9 @@ std::string read_private_file(const std::string& path) {
     throw Error(Code::kNotFound, "cannot read --token_file " + path + ": " + std::strerror(error));
   }
   if ((status.st_mode & (S_IRWXG | S_IRWXO)) != 0) {
-    throw Error(Code::kFailedPrecondition, "cannot use --token_file " + path +
-                                               ": others than its owner have access to it; chmod 600 it");
+    throw Error(Code::kFailedPrecondition,
+                "cannot use --token_file " + path +
+                    ": others than its owner have access to it; chmod 600 it");
   }
   text.resize(static_cast<size_t>(length));
   return text;
@@ -97,7 +98,8 @@ ListenAddress parse_listen(const std::string& text) {
   if (address.host.empty()) bad_listen(text, "the host is missing (0.0.0.0 for every interface)");
   const char* end = text.data() + text.size();
   const auto [stop, error] = std::from_chars(text.data() + colon + 1, end, address.port);
-  if (error != std::errc() || stop != end) bad_listen(text, "the port is not a number of 0 to 65535");
+  if (error != std::errc() || stop != end)
+    bad_listen(text, "the port is not a number of 0 to 65535");
   return address;
 }
 
@@ -106,12 +108,12 @@ bool is_local(const ListenAddress& address) { return address.is_unix || is_loopb
 void check_exposure(const ListenAddress& address, const Protection& protection) {
   if (is_local(address) || protection.allow_insecure) return;
   if (protection.tls && (protection.token || protection.client_ca)) return;
-  throw Error(Code::kInvalidArgument,
-              "cannot listen on " + address.to_string() +
-                  ": others can reach it, and " +
-                  (protection.tls ? "nothing says who may call" : "what they send would not be encrypted") +
-                  "; give --tls_cert and --tls_key, and --token_file or --tls_client_ca, or listen on "
-                  "127.0.0.1, or say --allow_insecure");
+  throw Error(
+      Code::kInvalidArgument,
+      "cannot listen on " + address.to_string() + ": others can reach it, and " +
+          (protection.tls ? "nothing says who may call" : "what they send would not be encrypted") +
+          "; give --tls_cert and --tls_key, and --token_file or --tls_client_ca, or listen on "
+          "127.0.0.1, or say --allow_insecure");
 }
 
 std::string read_token_file(const std::string& path) {

@@ -32,12 +32,13 @@ struct Protection {
   bool allow_insecure = false;  // the operator said so
 };
 
-// Throws kInvalidArgument where others of the network could call without proof or listen in: beyond this
-// machine it takes TLS, and a token or client certificates.
+// Throws kInvalidArgument where others of the network could call without proof or listen in: beyond
+// this machine it takes TLS, and a token or client certificates.
 void check_exposure(const ListenAddress& address, const Protection& protection);
 
-// The token in a file, white space around it dropped. Throws kNotFound; kFailedPrecondition if others of this
-// machine may read the file, or if it holds no token of 16 to 4096 printable characters.
+// The token in a file, white space around it dropped. Throws kNotFound; kFailedPrecondition if
+// others of this machine may read the file, or if it holds no token of 16 to 4096 printable
+// characters.
 std::string read_token_file(const std::string& path);
 
 // Whether the value of an `authorization` header is "Bearer " and the token. Takes the same time

@@ -41,9 +41,9 @@ std::string read_pem(const std::string& flag, const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   std::string text((std::istreambuf_iterator<char>(file)), {});
   if (!file || text.empty()) {
-    throw Error(Code::kNotFound,
-                "cannot read " + flag + " " + path + ": " +
-                    (file ? "it is empty" : std::strerror(errno)) + "; give a PEM file");
+    throw Error(Code::kNotFound, "cannot read " + flag + " " + path + ": " +
+                                     (file ? "it is empty" : std::strerror(errno)) +
+                                     "; give a PEM file");
   }
   return text;
 }
@@ -102,8 +102,8 @@ std::string why_not_bound(const ListenAddress& address) {
   hints.ai_socktype = SOCK_STREAM;
   hints.ai_flags = AI_PASSIVE;
   addrinfo* found = nullptr;
-  const int problem = getaddrinfo(address.host.c_str(), std::to_string(address.port).c_str(),
-                                  &hints, &found);
+  const int problem =
+      getaddrinfo(address.host.c_str(), std::to_string(address.port).c_str(), &hints, &found);
   if (problem != 0) return gai_strerror(problem);
   std::string why = "gRPC could not bind it; see its line above";
   const int fd = socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
@@ -125,9 +125,8 @@ void set_limits(grpc::ServerBuilder& builder) {
   // With SO_REUSEPORT a second server on the same port would take half of the calls in silence.
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
   builder.SetSyncServerOption(grpc::ServerBuilder::SyncServerOption::NUM_CQS, 1);
-  builder.SetResourceQuota(grpc::ResourceQuota("trireme")
-                               .Resize(kMemoryBytes)
-                               .SetMaxThreads(kMaxReflectionThreads));
+  builder.SetResourceQuota(
+      grpc::ResourceQuota("trireme").Resize(kMemoryBytes).SetMaxThreads(kMaxReflectionThreads));
 }
 
 // A wildcard is no address that a client could use: the name of this machine stands for it.

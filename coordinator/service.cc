@@ -16,7 +16,8 @@ namespace {
 // A stream costs memory until its client has read it, also after its request has ended.
 constexpr int kMaxOpenStreams = 1024;
 constexpr size_t kMaxWatches = 64;
-// Trailers must fit into what clients accept, 8 KiB by default, when every byte is escaped as three.
+// Trailers must fit into what clients accept, 8 KiB by default, when every byte is escaped as
+// three.
 constexpr size_t kMaxStatusBytes = 2048;
 
 grpc::Status to_status(Code code, const std::string& message) {
@@ -150,16 +151,16 @@ class Service::ClusterApi final : public v1::Cluster::CallbackService {
     });
   }
 
-  grpc::ServerUnaryReactor* GetLoad(grpc::CallbackServerContext* context,
-                                    const v1::GetLoadRequest*, v1::Load* reply) override {
+  grpc::ServerUnaryReactor* GetLoad(grpc::CallbackServerContext* context, const v1::GetLoadRequest*,
+                                    v1::Load* reply) override {
     return answer(context, [&] {
       service_.require_token(*context);
       *reply = service_.serving().engine.load();
     });
   }
 
-  grpc::ServerWriteReactor<v1::ClusterHealth>* WatchHealth(
-      grpc::CallbackServerContext* context, const v1::WatchHealthRequest*) override {
+  grpc::ServerWriteReactor<v1::ClusterHealth>* WatchHealth(grpc::CallbackServerContext* context,
+                                                           const v1::WatchHealthRequest*) override {
     return service_.watch(context);
   }
 
@@ -300,8 +301,9 @@ grpc::ServerWriteReactor<v1::ClusterHealth>* Service::watch(grpc::CallbackServer
     if (watches_closed_) throw Error(Code::kUnavailable, "the server is ending");
     std::erase_if(watches_, [](const auto& watch) { return watch.expired(); });
     if (watches_.size() >= kMaxWatches) {
-      throw Error(Code::kResourceExhausted, "cannot watch: " + std::to_string(watches_.size()) +
-                                                " clients do already, which is the most; try later");
+      throw Error(Code::kResourceExhausted,
+                  "cannot watch: " + std::to_string(watches_.size()) +
+                      " clients do already, which is the most; try later");
     }
     watches_.push_back(stream);
     stream->update(health());
@@ -358,10 +360,9 @@ void Service::submit(PreparedRequest prepared, const std::shared_ptr<ReplyStream
   options.stop = std::move(prepared.stop);
   options.logprobs = request.sampling.logprobs > 0;
   // The listener and the sink are one object.
-  const auto output = std::make_shared<Answer>(serving.model.tokenizer, std::move(options), stream,
-                                               [this, id, stream = stream.get()] {
-                                                 remove_running(id, stream, nullptr);
-                                               });
+  const auto output = std::make_shared<Answer>(
+      serving.model.tokenizer, std::move(options), stream,
+      [this, id, stream = stream.get()] { remove_running(id, stream, nullptr); });
   request.sink = std::shared_ptr<RequestSink>(output, output->sink());
 
   stream->set_abandon([this, id, stream = stream.get(), &engine = serving.engine] {
@@ -370,8 +371,8 @@ void Service::submit(PreparedRequest prepared, const std::shared_ptr<ReplyStream
   // Under the lock, so that neither its end nor an Abort comes before its entry.
   const std::lock_guard lock(mutex_);
   if (running_.contains(id)) {
-    throw Error(Code::kAlreadyExists, "request_id: " + id +
-                                          " is running already; ids must differ, or be left out");
+    throw Error(Code::kAlreadyExists,
+                "request_id: " + id + " is running already; ids must differ, or be left out");
   }
   serving.engine.submit(std::move(request));
   running_.emplace(id, stream);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The gRPC edge: trireme.v1.Inference and trireme.v1.Cluster over one engine. Checks who calls and what
-// they ask, tokenises, submits, and streams what comes back. It can be bound before there is a
+// The gRPC edge: trireme.v1.Inference and trireme.v1.Cluster over one engine. Checks who calls and
+// what they ask, tokenises, submits, and streams what comes back. It can be bound before there is a
 // model: until start_serving() requests get FAILED_PRECONDITION.
 #pragma once
 

@@ -46,11 +46,11 @@ void ReplyStream::add(const v1::Delta& delta) {
   pending_bytes_ += delta.ByteSizeLong();
   if (pending_bytes_ > kMaxBacklogBytes) {
     pending_.reset();
-    close_locked(grpc::Status(
-        grpc::StatusCode::RESOURCE_EXHAUSTED,
-        "the client does not read: " + std::to_string(pending_bytes_) +
-            " bytes of output wait, at most " + std::to_string(kMaxBacklogBytes) +
-            " may; the request was ended"));
+    close_locked(grpc::Status(grpc::StatusCode::RESOURCE_EXHAUSTED,
+                              "the client does not read: " + std::to_string(pending_bytes_) +
+                                  " bytes of output wait, at most " +
+                                  std::to_string(kMaxBacklogBytes) +
+                                  " may; the request was ended"));
     pump(lock);
     on_abandon_();
     return;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Replies on their way to one client. What the engine's thread hands over is queued and never waits:
-// gRPC's threads write it, one message at a time, as fast as the client reads.
+// Replies on their way to one client. What the engine's thread hands over is queued and never
+// waits: gRPC's threads write it, one message at a time, as fast as the client reads.
 #pragma once
 
 #include <grpcpp/alarm.h>

@@ -34,7 +34,8 @@ std::string indexed(const std::string& path, int64_t index) {
 
 void refuse_if_set(bool set, const std::string& path) {
   if (!set) return;
-  throw Error(Code::kUnimplemented, path + ": is set, and this server does not support it; leave it out");
+  throw Error(Code::kUnimplemented,
+              path + ": is set, and this server does not support it; leave it out");
 }
 
 void check_int(const std::string& path, int64_t value, int64_t low, int64_t high) {
@@ -247,7 +248,8 @@ std::vector<ChatTurn> turns_of(const v1::ChatRequest& request) {
 
 void check_request_id(const std::string& id) {
   check_count("request_id", id.size(), kMaxRequestIdBytes, "bytes");
-  const bool printable = std::all_of(id.begin(), id.end(), [](char c) { return c > ' ' && c <= '~'; });
+  const bool printable =
+      std::all_of(id.begin(), id.end(), [](char c) { return c > ' ' && c <= '~'; });
   if (id.empty() || !printable) {
     refuse("request_id", id.empty() ? "nothing" : "a character that is a space or not printable",
            "1 to " + std::to_string(kMaxRequestIdBytes) + " printable ASCII characters");
@@ -283,8 +285,8 @@ std::vector<int32_t> tokenize(const v1::TokenizeRequest& request, const ServedMo
 std::string detokenize(const v1::DetokenizeRequest& request, const ServedModel& model) {
   refuse_unknown_fields(request, "");
   check_ids("token_ids", request.token_ids(), model.spec.vocab_size());
-  return model.tokenizer.decode({request.token_ids().data(),
-                                 static_cast<size_t>(request.token_ids_size())});
+  return model.tokenizer.decode(
+      {request.token_ids().data(), static_cast<size_t>(request.token_ids_size())});
 }
 
 }  // namespace trireme

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a client sent, checked and made into what the engine takes. Nothing here keeps state or does I/O.
-// A field out of its range is INVALID_ARGUMENT, one that is set and not supported is UNIMPLEMENTED;
-// either message begins with the field's path and says what was found and what is allowed.
+// What a client sent, checked and made into what the engine takes. Nothing here keeps state or does
+// I/O. A field out of its range is INVALID_ARGUMENT, one that is set and not supported is
+// UNIMPLEMENTED; either message begins with the field's path and says what was found and what is
+// allowed.
 #pragma once
 
 #include <cstddef>

@@ -50,7 +50,8 @@ std::shared_ptr<grpc::ChannelCredentials> make_credentials(const ChatFlags& flag
 
 // What a model says may hold bytes that command a terminal.
 std::string for_terminal(std::string text) {
-  std::erase_if(text, [](char c) { return (c >= 0 && c < ' ' && c != '\n' && c != '\t') || c == 0x7f; });
+  std::erase_if(text,
+                [](char c) { return (c >= 0 && c < ' ' && c != '\n' && c != '\t') || c == 0x7f; });
   return text;
 }
 

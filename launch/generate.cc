@@ -29,8 +29,8 @@ struct Board {
   std::condition_variable changed;
 };
 
-// The answer to one prompt as it grows. Written by the engine's thread, read by main's, both under the
-// board's mutex.
+// The answer to one prompt as it grows. Written by the engine's thread, read by main's, both under
+// the board's mutex.
 class Answer final : public GenerationListener {
  public:
   Answer(Board& board, const Tokenizer& tokenizer, GenerationOptions options)
@@ -164,8 +164,8 @@ int generate(const Options& options) {
   const std::vector<GenerateItem> items = read_items(options.generate);
   Options sized = options;
   // Nobody else asks: the queue holds them all.
-  sized.serve.max_queue = static_cast<int32_t>(
-      std::min<size_t>(items.size(), std::numeric_limits<int32_t>::max()));
+  sized.serve.max_queue =
+      static_cast<int32_t>(std::min<size_t>(items.size(), std::numeric_limits<int32_t>::max()));
   Board board;  // outlives the job, whose engine has the answers
   Job job(sized);
   const ServedModel model{job.model(), job.tokenizer(), job.chat_format(),

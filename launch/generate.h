@@ -5,8 +5,8 @@
 
 namespace trireme {
 
-// Answers prompts offline, over the same job and engine as serve; results on stdout in the order of the
-// input. Returns 0; throws Error.
+// Answers prompts offline, over the same job and engine as serve; results on stdout in the order of
+// the input. Returns 0; throws Error.
 int generate(const Options& options);
 
 }  // namespace trireme

@@ -102,8 +102,8 @@ class Value {
 
  private:
   [[noreturn]] void refuse(const std::string& allowed) const {
-    throw Error(Code::kInvalidArgument, where_ + ": \"" + key_ + "\": found " +
-                                            value_.type_name() + ", allowed: " + allowed);
+    throw Error(Code::kInvalidArgument, where_ + ": \"" + key_ + "\": found " + value_.type_name() +
+                                            ", allowed: " + allowed);
   }
 
   const std::string& where_;

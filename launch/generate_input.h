@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The prompts of `trireme generate`, from flags and from a file, as the requests that a client would send:
-// so they are checked by the same code.
+// The prompts of `trireme generate`, from flags and from a file, as the requests that a client
+// would send: so they are checked by the same code.
 #pragma once
 
 #include <string>
@@ -17,8 +17,8 @@ struct GenerateItem {
   std::variant<v1::GenerateRequest, v1::ChatRequest> request;
 };
 
-// In this order: --prompt, --chat, --prompt_ids, the lines of --input. Throws kNotFound (the file) or
-// kInvalidArgument naming the line and the key.
+// In this order: --prompt, --chat, --prompt_ids, the lines of --input. Throws kNotFound (the file)
+// or kInvalidArgument naming the line and the key.
 std::vector<GenerateItem> read_items(const GenerateFlags& flags);
 
 }  // namespace trireme

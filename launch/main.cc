@@ -43,8 +43,8 @@ int plan(const Options& options) {
   return 0;
 }
 
-// A rank that computes. The launcher passes signals on to every rank: what they mean is for rank 0 to
-// say, and its end, seen on the control connection, is the worker's.
+// A rank that computes. The launcher passes signals on to every rank: what they mean is for rank 0
+// to say, and its end, seen on the control connection, is the worker's.
 int work(const Options& options) {
   for (const int number : {SIGTERM, SIGINT, SIGUSR1}) std::signal(number, SIG_IGN);
   return run_worker(options);
@@ -62,14 +62,15 @@ int run(const Options& options) {
   return 0;
 }
 
-// Every rank finds the same mistake in the options; rank 0 says so, and its end ends the others.
+// Every rank finds the same mistake in the options; rank 0 says so, and its end ends the others:
+// mpirun was seen to take two seconds for that.
 void leave_the_word_to_rank_0() {
   int rank = 0;
   try {
     rank = read_launch_info().rank;
   } catch (const Error&) {  // that is the mistake: everyone says so
   }
-  if (rank != 0) std::this_thread::sleep_for(std::chrono::seconds(1));
+  if (rank != 0) std::this_thread::sleep_for(std::chrono::seconds(5));
 }
 
 }  // namespace

@@ -20,7 +20,8 @@ using std::chrono::milliseconds;
 
 constexpr const char* kAboutTrireme =
     "Trireme serves a large language model from an MPI job.\n"
-    "Alone it runs in one process; under mpirun or srun rank 0 coordinates and the other ranks compute.";
+    "Alone it runs in one process; under mpirun or srun rank 0 coordinates and the other ranks "
+    "compute.";
 
 constexpr const char* kExamples = R"(Examples:
   trireme serve --model PATH                        one process, 127.0.0.1:50051
@@ -102,7 +103,8 @@ std::map<std::string, uint64_t> parse_max_memory(const std::string& text) {
   for (const std::string& part : split(text, ',')) {
     const size_t equals = part.find('=');
     if (equals == 0 || equals == std::string::npos) {
-      bad_value("--max_memory", part, "KEY=SIZE with commas between them, such as 0=10GiB,cpu=4GiB");
+      bad_value("--max_memory", part,
+                "KEY=SIZE with commas between them, such as 0=10GiB,cpu=4GiB");
     }
     const std::string key = part.substr(0, equals);
     if (!limits.emplace(key, parse_bytes(part.substr(equals + 1), "--max_memory")).second) {
@@ -119,7 +121,7 @@ CLI::Option* add_repeated(CLI::App& app, const std::string& name, std::vector<st
 }
 
 void add_placement_flags(CLI::App& app, PlacementFlags& flags) {
-  app.add_option("--model", flags.model, "Hugging Face directory or GGUF file")->required();
+  app.add_option("--model", flags.model, "Hugging Face directory or GGUF file (required)");
   app.add_option("--tp", flags.tp, "ranks that share each layer")->check(PositiveNumber);
   app.add_option("--pp", flags.pp, "stages: ranges of layers, one after the other")
       ->check(PositiveNumber);
@@ -161,8 +163,9 @@ CLI::App* add_serve(CLI::App& app, Options& options, std::string& dead_after) {
                     "clients must show a certificate of this CA, PEM");
   serve->add_flag("--allow_insecure", flags.allow_insecure,
                   "listen beyond this machine without TLS and token");
-  serve->add_option("--dead_after", dead_after,
-                    "silence after which a worker counts as dead, such as 10s")
+  serve
+      ->add_option("--dead_after", dead_after,
+                   "silence after which a worker counts as dead, such as 10s")
       ->default_str("10s");
   serve->footer(kServeExamples);
   return serve;
@@ -209,6 +212,13 @@ CLI::App* add_chat(CLI::App& app, ChatFlags& flags) {
   return chat;
 }
 
+// Not left to CLI11, which would speak of the missing flag where another one is misspelt.
+void check_model(const CLI::App& app, const PlacementFlags& flags) {
+  if (!app.parsed() || !flags.model.empty()) return;
+  throw Error(Code::kInvalidArgument,
+              "--model is required; see: trireme " + app.get_name() + " --help");
+}
+
 void check_generate(const GenerateFlags& flags) {
   if (flags.prompts.empty() && flags.chats.empty() && flags.prompt_ids.empty() &&
       flags.input.empty()) {
@@ -224,8 +234,7 @@ void check_generate(const GenerateFlags& flags) {
 [[noreturn]] void refuse(const CLI::App& app, const CLI::ParseError& error) {
   std::string command = "trireme";
   for (const CLI::App* const sub : app.get_subcommands()) command += ' ' + sub->get_name();
-  throw Error(Code::kInvalidArgument,
-              std::string(error.what()) + "; see: " + command + " --help");
+  throw Error(Code::kInvalidArgument, std::string(error.what()) + "; see: " + command + " --help");
 }
 
 // False: help or version was asked for, and printed if `prints`.
@@ -311,6 +320,9 @@ Options parse_options(int argc, char** argv) {
   if (generate->parsed()) options.command = Options::Command::kGenerate;
   if (chat->parsed()) options.command = Options::Command::kChat;
   if (plan->parsed()) options.command = Options::Command::kPlan;
+  for (const CLI::App* const one : {serve, generate, static_cast<const CLI::App*>(plan)}) {
+    check_model(*one, options.placement);
+  }
   if (!dead_after.empty()) options.serve.dead_after = parse_duration(dead_after, "--dead_after");
   for (const std::string& ids : prompt_ids) options.generate.prompt_ids.push_back(parse_ids(ids));
   if (generate->parsed()) check_generate(options.generate);

@@ -161,9 +161,9 @@ int serve(const Options& options) {
               stop.poke();
             });
   Session session(stop, drain_asked, service, job->engine());
-  service.start_serving({job->model(), job->tokenizer(), job->chat_format(),
-                         job->placement().context()},
-                        job->engine());
+  service.start_serving(
+      {job->model(), job->tokenizer(), job->chat_format(), job->placement().context()},
+      job->engine());
   server.publish_address();
   say_listening(*job, flags, server.address());
   session.run();

@@ -52,7 +52,7 @@ AttentionKernel attention_kernel(Isa isa) {
   return isa == Isa::kAvx2 ? N_AVX2::attend : N_AVX3::attend;
 }
 
-void attention(Isa isa, int threads, Workspace& scratch, std::vector<TokenRange>& ranges,
+void attention(Isa isa, Team& team, Workspace& scratch, std::vector<TokenRange>& ranges,
                const Tensor& y, const Tensor& q, const KvLayer& kv, const BatchView& batch,
                const HeadMap& heads) {
   const auto num_heads = static_cast<int32_t>(q.cols / kv.head_dim);
@@ -66,7 +66,7 @@ void attention(Isa isa, int threads, Workspace& scratch, std::vector<TokenRange>
 
   const AttentionKernel kernel = attention_kernel(isa);
   const auto items = static_cast<int64_t>(ranges.size()) * kv.num_heads;
-  parallel_for(threads, items, [&](int64_t index, int thread) {
+  parallel_for(team, items, [&](int64_t index, int thread) {
     const TokenRange& range = ranges[static_cast<size_t>(index / kv.num_heads)];
     AttentionItem item;
     item.kv_head = static_cast<int32_t>(index % kv.num_heads);

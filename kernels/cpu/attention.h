@@ -16,6 +16,7 @@
 #include "kernels/backend.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/memory.h"
+#include "kernels/cpu/parallel.h"
 
 namespace trireme::cpu {
 
@@ -45,7 +46,7 @@ struct TokenRange {
 
 // Shapes and types are checked by the caller. `ranges` and `scratch` are kept between calls and
 // only grow.
-void attention(Isa isa, int threads, Workspace& scratch, std::vector<TokenRange>& ranges,
+void attention(Isa isa, Team& team, Workspace& scratch, std::vector<TokenRange>& ranges,
                const Tensor& y, const Tensor& q, const KvLayer& kv, const BatchView& batch,
                const HeadMap& heads);
 

@@ -52,13 +52,13 @@ void check_kv(const KvLayer& kv) {
 class CpuBackend final : public Backend {
  public:
   CpuBackend(Isa isa, int threads)
-      : isa_(isa), threads_(threads), rows_(cpu::row_kernels(isa)), scratch_(threads) {
+      : isa_(isa), team_(threads), rows_(cpu::row_kernels(isa)), scratch_(threads) {
     scratch_.reserve(static_cast<size_t>(cpu::matmul_scratch_bytes()));
   }
 
   std::string name() const override {
-    return std::string("cpu ") + isa_name(isa_) + ", " + std::to_string(threads_) +
-           (threads_ == 1 ? " thread" : " threads");
+    return std::string("cpu ") + isa_name(isa_) + ", " + std::to_string(team_.num_threads()) +
+           (team_.num_threads() == 1 ? " thread" : " threads");
   }
 
   Buffer allocate(size_t bytes) override { return cpu::allocate_pages(bytes); }
@@ -78,7 +78,7 @@ class CpuBackend final : public Backend {
   void pack_rows(Weight& w, int64_t row, Tensor rows) override {
     check_tensor(rows, rows.dtype == w.dtype, rows.rows, w.k);
     CHECK(row >= 0 && rows.rows >= 0 && row <= w.n - rows.rows, "rows beyond the weight");
-    cpu::pack_rows(w, row, rows, threads_);
+    cpu::pack_rows(w, row, rows, team_);
   }
 
   void embed(Tensor y, const int32_t* ids, const Weight& table, int32_t first_row) override {
@@ -104,7 +104,7 @@ class CpuBackend final : public Backend {
   void matmul(Tensor y, Tensor x, const Weight& w, const float* bias) override {
     check_fp32(y, x.rows, w.n);
     check_tensor(x, x.dtype == activation_dtype(w.dtype), x.rows, w.k);
-    cpu::matmul(isa_, threads_, scratch_, y, x, w, bias);
+    cpu::matmul(isa_, team_, scratch_, y, x, w, bias);
   }
 
   void rope(Tensor x, int32_t num_heads, const int32_t* positions,
@@ -153,7 +153,7 @@ class CpuBackend final : public Backend {
     check_heads(q, kv, heads);
     check_batch(kv, batch);
     if (q.rows == 0 || q.cols == 0) return;
-    cpu::attention(isa_, threads_, scratch_, ranges_, y, q, kv, batch, heads);
+    cpu::attention(isa_, team_, scratch_, ranges_, y, q, kv, batch, heads);
   }
 
   void add(Tensor x, Tensor h) override {
@@ -184,14 +184,15 @@ class CpuBackend final : public Backend {
  private:
   // Calls fn(row) for every row, on several threads where the rows are worth it.
   template <typename Function>
-  void for_rows(int64_t rows, int64_t cols, const Function& fn) const {
+  void for_rows(int64_t rows, int64_t cols, const Function& fn) {
     if (cols == 0) return;
-    const int64_t parts = std::min({rows * cols / kElementsPerThread, int64_t{threads_}, rows});
+    const int64_t parts =
+        std::min({rows * cols / kElementsPerThread, int64_t{team_.num_threads()}, rows});
     if (parts <= 1) {
       for (int64_t row = 0; row < rows; ++row) fn(row);
       return;
     }
-    cpu::parallel_for(threads_, parts, [&](int64_t part, int) {
+    cpu::parallel_for(team_, parts, [&](int64_t part, int) {
       for (int64_t row = rows * part / parts; row < rows * (part + 1) / parts; ++row) fn(row);
     });
   }
@@ -220,7 +221,7 @@ class CpuBackend final : public Backend {
   }
 
   const Isa isa_;
-  const int threads_;
+  cpu::Team team_;
   const cpu::RowKernels& rows_;
   cpu::Workspace scratch_;
   std::vector<cpu::TokenRange> ranges_;

@@ -16,6 +16,10 @@ constexpr int64_t kBlockBytes = int64_t{1} << 20;
 constexpr int64_t kMaxBlockRows = 256;
 // Between rows of the block, so that the rows of one tile do not all fall into one cache set.
 constexpr int64_t kRowGap = kPanelDepth;
+// Parts per thread for up to kFewRows rows: a thread that the machine disturbs then takes fewer.
+// Each part copies x for itself, so with many rows there is one part per thread.
+constexpr int64_t kPartsPerThread = 4;
+constexpr int64_t kFewRows = 32;
 // Below this many products the threads cost more than they bring.
 constexpr int64_t kSerialProducts = 1 << 18;
 
@@ -163,19 +167,20 @@ int64_t matmul_scratch_bytes() {
   return kBlockBytes + kMaxBlockRows * kPanelRows * static_cast<int64_t>(sizeof(float));
 }
 
-void matmul(Isa isa, int threads, const Workspace& scratch, const Tensor& y, const Tensor& x,
+void matmul(Isa isa, Team& team, const Workspace& scratch, const Tensor& y, const Tensor& x,
             const Weight& w, const float* bias) {
   if (y.rows == 0 || w.n == 0) return;
   Job job{choose_kernel(isa, w.dtype), y, x, &w, bias, 0, 0};
   choose_block(job);
 
   const int64_t panels = round_up(w.n, kPanelRows) / kPanelRows;
-  const int64_t workers = y.rows * w.n * w.k < kSerialProducts ? 1 : threads;
+  const int64_t workers = y.rows * w.n * w.k < kSerialProducts ? 1 : team.num_threads();
   // Panels are the better cut, for each weight is then read by one thread only.
-  const int64_t panel_parts = std::min<int64_t>(workers, panels);
+  const int64_t wanted = workers > 1 && y.rows <= kFewRows ? kPartsPerThread * workers : workers;
+  const int64_t panel_parts = std::min(wanted, panels);
   const int64_t row_units = round_up(y.rows, kPanelRows) / kPanelRows;
-  const int64_t row_parts = std::min(workers / panel_parts, row_units);
-  parallel_for(threads, panel_parts * row_parts, [&](int64_t index, int thread) {
+  const int64_t row_parts = std::clamp<int64_t>(workers / panel_parts, 1, row_units);
+  parallel_for(team, panel_parts * row_parts, [&](int64_t index, int thread) {
     const int64_t p = index % panel_parts;
     const int64_t r = index / panel_parts;
     Part part;

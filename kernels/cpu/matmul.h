@@ -12,6 +12,7 @@
 #include "kernels/backend.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/memory.h"
+#include "kernels/cpu/parallel.h"
 
 namespace trireme::cpu {
 
@@ -40,7 +41,7 @@ void panel_amx(const PanelArgs& args);
 int64_t matmul_scratch_bytes();
 
 // Shapes and types are checked by the caller; scratch holds matmul_scratch_bytes() per thread.
-void matmul(Isa isa, int threads, const Workspace& scratch, const Tensor& y, const Tensor& x,
+void matmul(Isa isa, Team& team, const Workspace& scratch, const Tensor& y, const Tensor& x,
             const Weight& w, const float* bias);
 
 }  // namespace trireme::cpu

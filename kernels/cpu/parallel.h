@@ -1,29 +1,65 @@
 // SPDX-License-Identifier: Apache-2.0
-// The one place that starts threads for a kernel.
+// The threads of one CPU backend, and the one loop that runs on them.
+//
+// Not OpenMP: its barriers spin for milliseconds, and as soon as one more process wants a core (the
+// coordinator, a client) the spinner holds the core that the last thread is waiting for; steps then
+// take ten times as long. Here a thread that waits spins for some microseconds, as long as the
+// gap between two operations, and then sleeps. ThreadSanitizer can follow it as well.
 #pragma once
 
-#include <omp.h>
-
+#include <atomic>
 #include <cstdint>
+#include <thread>
+#include <vector>
 
 namespace trireme::cpu {
 
-// Calls fn(index, thread) once for every index in [0, count), thread in [0, threads). fn must not
+// A caller and num_threads - 1 helpers. Used by one thread at a time, the owner of the backend.
+class Team {
+ public:
+  explicit Team(int num_threads);
+  ~Team();
+  Team(const Team&) = delete;
+
+  int num_threads() const { return static_cast<int>(helpers_.size()) + 1; }
+
+  // Calls body(thread) once on every thread, 0 being the caller; returns when all have returned.
+  template <typename Body>
+  void run(const Body& body) {
+    run_erased(
+        [](const void* context, int thread) { (*static_cast<const Body*>(context))(thread); },
+        &body);
+  }
+
+ private:
+  using Call = void (*)(const void* context, int thread);
+  void run_erased(Call call, const void* context);
+  void help(int thread);
+
+  Call call_ = nullptr;  // both published by round_
+  const void* context_ = nullptr;
+  std::atomic<uint32_t> round_{0};   // a new value: there is work, or the end (call_ is null)
+  std::atomic<int32_t> working_{0};  // helpers that have not returned yet
+  std::vector<std::thread> helpers_;
+};
+
+// Calls fn(index, thread) once for every index in [0, count) on the team's threads. fn must not
 // throw, and what it writes must not depend on which thread takes which index. Indices are handed
-// out one by one, so that a thread which the machine disturbs takes fewer. One thread needs no
-// OpenMP: ranks that are threads of one process then have no pools that compete for the cores.
+// out one by one, so that a thread which the machine disturbs takes fewer.
 template <typename Function>
-void parallel_for(int threads, int64_t count, const Function& fn) {
-  if (threads <= 1 || count <= 1) {
-    for (int64_t i = 0; i < count; ++i) fn(i, 0);
+void parallel_for(Team& team, int64_t count, const Function& fn) {
+  if (team.num_threads() == 1 || count <= 1) {
+    for (int64_t index = 0; index < count; ++index) fn(index, 0);
     return;
   }
-#pragma omp parallel num_threads(threads)
-  {
-    const int thread = omp_get_thread_num();
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t i = 0; i < count; ++i) fn(i, thread);
-  }
+  std::atomic<int64_t> next{0};
+  team.run([&](int thread) {
+    for (;;) {
+      const int64_t index = next.fetch_add(1, std::memory_order_relaxed);
+      if (index >= count) return;
+      fn(index, thread);
+    }
+  });
 }
 
 }  // namespace trireme::cpu

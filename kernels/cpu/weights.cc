@@ -43,11 +43,11 @@ void pack_panel(uint32_t* panel, int64_t column, const Tensor& rows, int64_t beg
 
 }  // namespace
 
-void pack_rows(const Weight& w, int64_t row, const Tensor& rows, int threads) {
+void pack_rows(const Weight& w, int64_t row, const Tensor& rows, Team& team) {
   if (rows.rows == 0 || w.k == 0) return;
   const int64_t first_panel = row / kPanelRows;
   const int64_t last_panel = (row + rows.rows - 1) / kPanelRows;
-  parallel_for(threads, last_panel - first_panel + 1, [&](int64_t index, int) {
+  parallel_for(team, last_panel - first_panel + 1, [&](int64_t index, int) {
     const int64_t panel = first_panel + index;
     const int64_t begin = std::max(row, panel * kPanelRows);
     const int64_t end = std::min(row + rows.rows, (panel + 1) * kPanelRows);

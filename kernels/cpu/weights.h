@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "kernels/backend.h"
+#include "kernels/cpu/parallel.h"
 #include "kernels/sizes.h"
 
 namespace trireme::cpu {
@@ -19,7 +20,7 @@ inline int64_t words_of_panel_row(const Weight& w) {
 inline int64_t panel_bytes(const Weight& w) { return words_of_panel_row(w) * kPanelRows * 4; }
 
 // rows [r, K] of w.dtype, already checked, to rows [row, row + r) of w.
-void pack_rows(const Weight& w, int64_t row, const Tensor& rows, int threads);
+void pack_rows(const Weight& w, int64_t row, const Tensor& rows, Team& team);
 
 // y[0, K) = row of w as fp32.
 void unpack_row(float* y, const Weight& w, int64_t row);

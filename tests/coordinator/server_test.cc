@@ -46,7 +46,8 @@ grpc::Status raw_call(const std::shared_ptr<grpc::Channel>& channel, const std::
   if (wait()) {
     std::vector<grpc::Slice> slices;
     EXPECT_TRUE(buffer.Dump(&slices).ok());
-    for (const grpc::Slice& part : slices) reply.append(reinterpret_cast<const char*>(part.begin()), part.size());
+    for (const grpc::Slice& part : slices)
+      reply.append(reinterpret_cast<const char*>(part.begin()), part.size());
   }
   grpc::Status status;
   call->Finish(&status, nullptr);
@@ -155,9 +156,11 @@ TEST(Server, MessagesAreBounded) {
 
 TEST(Server, HostileBytesHarmNobody) {
   Harness harness;
-  for (const std::string& bytes :
-       {std::string("\x12\x01\xff"), std::string("\xff\xff\xff"), std::string("\x12\x7f" "a"),
-        std::string("\xf8\x06\x01\x12\x01" "a")}) {
+  for (const std::string& bytes : {std::string("\x12\x01\xff"), std::string("\xff\xff\xff"),
+                                   std::string("\x12\x7f"
+                                               "a"),
+                                   std::string("\xf8\x06\x01\x12\x01"
+                                               "a")}) {
     std::string reply;
     EXPECT_FALSE(raw_call(harness.channel_, "/trireme.v1.Inference/Generate", bytes, reply).ok());
   }
@@ -288,9 +291,11 @@ TEST(Server, StrangersNeedProof) {
 TEST(Server, Tls) {
   const Folder folder;
   const std::string key = folder / "key.pem", cert = folder / "cert.pem";
-  const std::string make = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 "
-                           "-nodes -days 1 -subj /CN=localhost -addext subjectAltName=DNS:localhost"
-                           " -keyout " + key + " -out " + cert + " 2>/dev/null";
+  const std::string make =
+      "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 "
+      "-nodes -days 1 -subj /CN=localhost -addext subjectAltName=DNS:localhost"
+      " -keyout " +
+      key + " -out " + cert + " 2>/dev/null";
   if (std::system(make.c_str()) != 0) GTEST_SKIP() << "the openssl program is not installed";
   HarnessOptions options;
   options.server.tls_cert = cert;
@@ -318,8 +323,8 @@ TEST(Auth, ListenAddresses) {
   EXPECT_EQ(parse_listen("[::1]:0").host, "::1");
   EXPECT_EQ(parse_listen("[::1]:0").to_string(), "[::1]:0");
   EXPECT_EQ(parse_listen("unix:rel/path").path, "rel/path");
-  for (const char* bad : {"", "localhost", ":1", "h:", "h:x", "h:65536", "h:-1", "::1:5", "unix:",
-                          "h:1x", "h: 1"}) {
+  for (const char* bad :
+       {"", "localhost", ":1", "h:", "h:x", "h:65536", "h:-1", "::1:5", "unix:", "h:1x", "h: 1"}) {
     EXPECT_THROW(parse_listen(bad), Error) << bad;
   }
   EXPECT_THROW(parse_listen("unix:" + std::string(108, 'x')), Error);
@@ -367,8 +372,8 @@ TEST(Auth, TokenFile) {
 TEST(Auth, Bearer) {
   EXPECT_TRUE(bearer_matches("Bearer abc", "abc"));
   EXPECT_TRUE(bearer_matches("bearer abc", "abc"));
-  for (const char* bad : {"", "Bearer", "Bearer ", "abc", "Basic abc", "Bearer ab", "Bearer abcd",
-                          "Bearer  abc"}) {
+  for (const char* bad :
+       {"", "Bearer", "Bearer ", "abc", "Basic abc", "Bearer ab", "Bearer abcd", "Bearer  abc"}) {
     EXPECT_FALSE(bearer_matches(bad, "abc")) << bad;
   }
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// A real server on a real port over a real engine; only the workers are played: a thread that answers
-// each micro-batch with tokens that follow from the sequence alone, so company cannot change them.
+// A real server on a real port over a real engine; only the workers are played: a thread that
+// answers each micro-batch with tokens that follow from the sequence alone, so company cannot
+// change them.
 #pragma once
 
 #include <grpcpp/grpcpp.h>

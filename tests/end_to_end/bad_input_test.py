@@ -2,7 +2,9 @@
 """What is wrong is refused with words that help, and harms nobody: bad requests while another client's
 streams go on, bad starts alone and under mpirun."""
 import math
+import os
 import shutil
+import signal
 import socket
 import tempfile
 import threading
@@ -167,7 +169,7 @@ class BadRequests(unittest.TestCase):
 
     def test_an_id_runs_once(self):
         first = Stream(server.inference.Generate(
-            ids_request([1, 2, 3], max_tokens=2000, ignore_eos=True, request_id="twice")))
+            ids_request([1, 2, 3], max_tokens=2000, ignore_eos=True, request_id="twice"))).wait_begun()
         codes = set()
         while first.is_alive():
             try:
@@ -251,7 +253,7 @@ class BadStarts(unittest.TestCase):
                          if "--listen" not in flags else ["serve", "--model", model, *flags], part)
         self.refused(["serve", "--model", "/nonexistent"], "cannot read /nonexistent")
         self.refused(["generate", "--model", model], "nothing to answer")
-        self.refused(["bogus"], "subcommand")
+        self.refused(["bogus"], "bogus")
 
     def test_checkpoints(self):
         for make, part in BAD_CHECKPOINTS:
@@ -280,8 +282,6 @@ class BadStarts(unittest.TestCase):
         self.assertTrue(server.load().blocks_total)
 
     def test_a_signal_ends_a_start(self):
-        import os
-        import signal
         model = harness.demo_model()
         with Job([*mpirun(3), BINARY, "serve", "--model", model, "--listen", "127.0.0.1:0"]) as job:
             harness.wait_until(lambda: "replica  stage" in job.log(), 30, "the placement is said")

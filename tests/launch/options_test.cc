@@ -48,12 +48,46 @@ std::string error_of(const std::vector<std::string>& words) {
 }
 
 TEST(Options, Serve) {
-  const Options options =
-      parse({"serve", "--model", "M", "--tp", "2", "--pp", "3", "--dp", "4", "--listen", "[::1]:7",
-             "--address_file", "A", "--max_queue", "9", "--token_file", "T", "--tls_cert", "C",
-             "--tls_key", "K", "--tls_client_ca", "L", "--allow_insecure", "--dead_after", "2min",
-             "--dtype", "bf16", "--max_sequences", "5", "--max_batch_tokens", "6", "--context", "77",
-             "--max_memory", "0=1GiB,cpu=512MiB", "--threads", "2", "--device_map", "F"});
+  const Options options = parse({"serve",
+                                 "--model",
+                                 "M",
+                                 "--tp",
+                                 "2",
+                                 "--pp",
+                                 "3",
+                                 "--dp",
+                                 "4",
+                                 "--listen",
+                                 "[::1]:7",
+                                 "--address_file",
+                                 "A",
+                                 "--max_queue",
+                                 "9",
+                                 "--token_file",
+                                 "T",
+                                 "--tls_cert",
+                                 "C",
+                                 "--tls_key",
+                                 "K",
+                                 "--tls_client_ca",
+                                 "L",
+                                 "--allow_insecure",
+                                 "--dead_after",
+                                 "2min",
+                                 "--dtype",
+                                 "bf16",
+                                 "--max_sequences",
+                                 "5",
+                                 "--max_batch_tokens",
+                                 "6",
+                                 "--context",
+                                 "77",
+                                 "--max_memory",
+                                 "0=1GiB,cpu=512MiB",
+                                 "--threads",
+                                 "2",
+                                 "--device_map",
+                                 "F"});
   EXPECT_EQ(options.command, Options::Command::kServe);
   EXPECT_EQ(options.placement.model, "M");
   EXPECT_EQ(options.placement.tp, 2);
@@ -89,12 +123,39 @@ TEST(Options, ServeDefaults) {
 }
 
 TEST(Options, Generate) {
-  const Options options =
-      parse({"generate", "--model", "M", "--prompt", "a b", "--prompt", "c", "--chat", "d",
-             "--prompt_ids", "1,2,3", "--prompt_ids", "4", "--max_tokens", "8", "--temperature",
-             "0.5", "--top_p", "0.9", "--top_k", "3", "--seed", "18446744073709551615", "--stop",
-             "x", "--stop", "y z", "--stop_token_ids", "5,6", "--ignore_eos", "--logprobs", "2",
-             "--json"});
+  const Options options = parse({"generate",
+                                 "--model",
+                                 "M",
+                                 "--prompt",
+                                 "a b",
+                                 "--prompt",
+                                 "c",
+                                 "--chat",
+                                 "d",
+                                 "--prompt_ids",
+                                 "1,2,3",
+                                 "--prompt_ids",
+                                 "4",
+                                 "--max_tokens",
+                                 "8",
+                                 "--temperature",
+                                 "0.5",
+                                 "--top_p",
+                                 "0.9",
+                                 "--top_k",
+                                 "3",
+                                 "--seed",
+                                 "18446744073709551615",
+                                 "--stop",
+                                 "x",
+                                 "--stop",
+                                 "y z",
+                                 "--stop_token_ids",
+                                 "5,6",
+                                 "--ignore_eos",
+                                 "--logprobs",
+                                 "2",
+                                 "--json"});
   EXPECT_EQ(options.command, Options::Command::kGenerate);
   EXPECT_EQ(options.generate.prompts, (std::vector<std::string>{"a b", "c"}));
   EXPECT_EQ(options.generate.chats, std::vector<std::string>{"d"});
@@ -116,9 +177,9 @@ TEST(Options, GenerateIsGreedyByDefault) {
 }
 
 TEST(Options, ChatAndPlan) {
-  const Options chat = parse({"chat", "--server", "unix:/s", "--system", "S", "--token_file", "T",
-                              "--tls_ca", "C", "--max_tokens", "3", "--temperature", "0", "--seed",
-                              "1", "Why?"});
+  const Options chat =
+      parse({"chat", "--server", "unix:/s", "--system", "S", "--token_file", "T", "--tls_ca", "C",
+             "--max_tokens", "3", "--temperature", "0", "--seed", "1", "Why?"});
   EXPECT_EQ(chat.command, Options::Command::kChat);
   EXPECT_EQ(chat.chat.server, "unix:/s");
   EXPECT_EQ(chat.chat.system, "S");
@@ -143,6 +204,7 @@ TEST(Options, NamesWhatIsWrong) {
       {{}, {"sub-command", "trireme --help"}},
       {{"sreve"}, {"sreve", "--help"}},
       {{"serve"}, {"--model", "trireme serve --help"}},
+      {{"serve", "--modl", "M"}, {"--modl", "trireme serve --help"}},
       {{"serve", "--model", "M", "--frobnicate"}, {"--frobnicate", "trireme serve --help"}},
       {{"serve", "--model", "M", "--max-queue", "3"}, {"--max-queue"}},
       {{"serve", "--model", "M", "--tp", "0"}, {"--tp"}},
@@ -298,7 +360,8 @@ TEST_F(InputFile, BadLinesAreNamed) {
   for (const char* bad :
        {"not json", "[1]", "{}", "{\"prompt\": \"a\", \"chat\": \"b\"}", "{\"prompt\": 3}",
         "{\"prompt\": \"a\", \"temprature\": 1}", "{\"prompt\": \"a\", \"max_tokens\": \"3\"}",
-        "{\"prompt\": \"a\", \"max_tokens\": 1.5}", "{\"prompt\": \"a\", \"max_tokens\": 3000000000}",
+        "{\"prompt\": \"a\", \"max_tokens\": 1.5}",
+        "{\"prompt\": \"a\", \"max_tokens\": 3000000000}",
         "{\"prompt\": \"a\", \"top_k\": 18446744073709551615}", "{\"prompt\": \"a\", \"seed\": -1}",
         "{\"prompt\": \"a\", \"stop\": [1]}", "{\"prompt_ids\": [\"1\"]}", "{\"prompt_ids\": 1}",
         "{\"prompt\": \"a\", \"ignore_eos\": 1}", "{\"prompt\": \"a\"", "{\"prompt\": \"\xff\"}"}) {

@@ -238,7 +238,7 @@ std::string TlsStream::end_reason(int result) const {
   switch (SSL_get_error(ssl_.get(), result)) {
     case SSL_ERROR_ZERO_RETURN: return "it closed the connection";
     case SSL_ERROR_SYSCALL:
-      return system_error == 0
+      return system_error == 0 || system_error == ECONNRESET
                  ? "the connection ended without a word: the process has died"
                  : "the connection broke: " + std::system_category().message(system_error);
     default: {

@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/cpu/parallel.h"
+
+#include <immintrin.h>
+
+namespace trireme::cpu {
+namespace {
+
+// Some 50 us: longer than what lies between two operations of a step, shorter than what a sleeping
+// thread's core is worth to somebody else.
+constexpr int kSpins = 1500;
+
+// Waits until the value is no longer `old`.
+template <typename T>
+void wait_while(const std::atomic<T>& value, T old) {
+  for (int spin = 0; spin < kSpins; ++spin) {
+    if (value.load(std::memory_order_acquire) != old) return;
+    _mm_pause();
+  }
+  value.wait(old, std::memory_order_acquire);
+}
+
+}  // namespace
+
+Team::Team(int num_threads) {
+  for (int thread = 1; thread < num_threads; ++thread) {
+    helpers_.emplace_back([this, thread] { help(thread); });
+  }
+}
+
+Team::~Team() {
+  call_ = nullptr;
+  round_.fetch_add(1, std::memory_order_release);
+  round_.notify_all();
+  for (std::thread& helper : helpers_) helper.join();
+}
+
+void Team::run_erased(Call call, const void* context) {
+  call_ = call;
+  context_ = context;
+  working_.store(static_cast<int32_t>(helpers_.size()), std::memory_order_relaxed);
+  round_.fetch_add(1, std::memory_order_release);
+  round_.notify_all();
+  call(context, 0);
+  for (int32_t left = working_.load(std::memory_order_acquire); left != 0;
+       left = working_.load(std::memory_order_acquire)) {
+    wait_while(working_, left);
+  }
+}
+
+void Team::help(int thread) {
+  for (uint32_t seen = 0;; ++seen) {
+    wait_while(round_, seen);
+    if (call_ == nullptr) return;
+    call_(context_, thread);
+    if (working_.fetch_sub(1, std::memory_order_release) == 1) working_.notify_one();
+  }
+}
+
+}  // namespace trireme::cpu
