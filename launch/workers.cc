@@ -41,19 +41,10 @@ RankInfo describe_self(int rank, const std::string& isa) {
   return info;
 }
 
-// Sends Shutdown to everyone and waits, for a bounded time, until they have left. True if all did.
-bool shut_down(Channel& channel, int count) {
+void send_shutdown(Channel& channel, int count) {
   ToWorker message;
   message.mutable_shutdown();
   for (int rank = 1; rank <= count; ++rank) channel.send(rank, message);
-  int left = 0;
-  const auto deadline = SteadyClock::now() + kShutdownTimeout;
-  while (left < count && SteadyClock::now() < deadline) {
-    const auto event = channel.poll();
-    if (event && event->kind == ChannelEvent::Kind::kClosed) ++left;
-    if (!event) std::this_thread::sleep_for(kPollInterval);
-  }
-  return left == count;
 }
 
 // ---- workers as threads ----
@@ -68,7 +59,7 @@ class LocalWorkers : public Workers {
   }
 
   ~LocalWorkers() override {
-    shut_down(*channel_, count_);
+    send_shutdown(*channel_, count_);
     for (std::thread& thread : threads_) thread.join();
   }
 
@@ -106,7 +97,14 @@ class MpiWorkers : public Workers {
 
   ~MpiWorkers() override {
     // Finalize would wait for ever for a rank that died or hangs.
-    if (!shut_down(*server_, count_)) mpi_job->abandon();
+    bool whole = server_->connected() == count_;
+    send_shutdown(*server_, count_);
+    const auto deadline = SteadyClock::now() + kShutdownTimeout;
+    while (server_->connected() > 0 && SteadyClock::now() < deadline) {
+      std::this_thread::sleep_for(kPollInterval);
+    }
+    whole = whole && server_->connected() == 0;
+    if (!whole) mpi_job->abandon();
   }
 
   Channel& channel() override { return *server_; }

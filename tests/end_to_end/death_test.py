@@ -18,10 +18,14 @@ HOST = socket.gethostname()
 delays = {}     # of streams, in ms, by mpirun's mode
 
 
+# Two run and the others wait. The small model makes a token in microseconds: of more streams a client in
+# Python would still be reading the tokens long after the server has closed them all.
+FLAGS = ["--pp", "2", "--max_sequences", "2"]
+
+
 def endless(model):
-    """More streams than run at once for the small model, whose tokens take microseconds."""
     if model == harness.tiny_model():
-        return [ids_request([1, 2, 3 + number], max_tokens=2000, ignore_eos=True) for number in range(40)]
+        return [ids_request([1, 2, 3 + number], max_tokens=2000, ignore_eos=True) for number in range(8)]
     return [chat_request(f"Tell a very long story of {number} cats.", max_tokens=4000, ignore_eos=True)
             for number in range(8)]
 
@@ -38,16 +42,17 @@ class Deaths(unittest.TestCase):
     def open_streams(self, server, model):
         streams = [Stream(server.inference.Generate(request) if model == harness.tiny_model()
                           else server.inference.Chat(request)) for request in endless(model)]
-        for stream in streams[:4]:
-            stream.wait_begun()
+        # Which of them come first is not known.
+        harness.wait_until(lambda: sum(stream.begun() for stream in streams) >= 2, 30, "two streams begin")
         return streams
 
-    def check_end(self, server, lost, killed_at):
+    def check_end(self, server, lost, killed_at, recovery):
         """The server's own last words and status, and mpirun's."""
         status = server.wait(GONE_S)
         self.assertLess(time.monotonic() - killed_at, GONE_S)
-        self.assertNotEqual(status, 0)
         log = server.log()
+        # With recovery mpirun's own status says nothing; rank 0's last words stand for its own, 1.
+        self.assertTrue(status != 0 or recovery, log)
         self.assertRegex(server.last_word(), "^trireme: cannot go on: .*" + lost)
         self.assertRegex(log, r"E \S+ engine_events.cc:\d+ replica 0 is lost: " + lost)
         # The SIGTERM that mpirun sends to the others is a consequence of the death, not a wish.
@@ -59,7 +64,7 @@ class Deaths(unittest.TestCase):
         mode = "--enable-recovery" if recovery else "plain"
         lost = re.escape(f"rank {rank} (host {HOST}, stage {rank - 1})") + " is lost"
         with self.subTest(os.path.basename(model), rank=rank, mode=mode, working=working), \
-                Server(model, "--pp", "2", ranks=3, recovery=recovery) as server:
+                Server(model, *FLAGS, ranks=3, recovery=recovery) as server:
             streams = self.open_streams(server, model) if working else []
             victim = server.ranks()[rank]
             killed_at = time.monotonic()
@@ -74,10 +79,10 @@ class Deaths(unittest.TestCase):
                 self.assertRegex(stream.error.details(), lost)
                 open_ends.append((stream.ended_at - killed_at) * 1e3)
             if working:
-                self.assertGreaterEqual(len(open_ends), 4)
+                self.assertGreaterEqual(len(open_ends), 6)
                 self.assertLessEqual(max(open_ends), CLOSE_MS)
                 delays.setdefault(mode, []).extend(open_ends)
-            self.check_end(server, lost, killed_at)
+            self.check_end(server, lost, killed_at, recovery)
 
     def test_small_model_while_working(self):
         for recovery in (False, True):
@@ -96,7 +101,7 @@ class Deaths(unittest.TestCase):
                 self.die(model, rank, recovery, working=True)
 
     def test_mpirun_itself(self):
-        with Server(harness.tiny_model(), ranks=3) as server:
+        with Server(harness.tiny_model(), *FLAGS, ranks=3) as server:
             streams = self.open_streams(server, harness.tiny_model())
             os.kill(server.process.pid, signal.SIGKILL)
             server.wait(GONE_S)  # and with it every rank
@@ -108,7 +113,8 @@ class Deaths(unittest.TestCase):
             with self.subTest(recovery=recovery), \
                     Server(harness.tiny_model(), ranks=3, recovery=recovery) as server:
                 os.kill(server.ranks()[0], signal.SIGKILL)
-                self.assertNotEqual(server.wait(GONE_S), 0)
+                status = server.wait(GONE_S)
+                self.assertTrue(status != 0 or recovery)
 
 
 class Replicas(unittest.TestCase):

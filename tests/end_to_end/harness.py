@@ -325,6 +325,9 @@ class Stream(threading.Thread):
         self.ended_at = time.monotonic()
         self._begun.set()
 
+    def begun(self):
+        return self._begun.is_set()
+
     def wait_begun(self):
         assert self._begun.wait(30), "no event within 30 s"
         if self.error:

@@ -45,6 +45,8 @@ class ControlServer : public Channel {
   // Waits until workers 1..num_workers have connected and proved the key. Throws kDeadlineExceeded
   // naming the ranks that are missing.
   virtual void wait_for_workers(std::chrono::milliseconds timeout) = 0;
+  // Workers whose connection stands.
+  virtual int connected() const = 0;
 };
 
 // loopback_only: every rank is on this host, so listen on 127.0.0.1.

@@ -49,6 +49,7 @@ class TcpControlServer final : public ControlServer {
 
   ControlAddress address() const override { return address_; }
   void wait_for_workers(milliseconds timeout) override;
+  int connected() const override;
   void send(int rank, const ToWorker& message) override;
   std::optional<ChannelEvent> poll() override;
   void set_wake(std::function<void()> wake) override;
@@ -99,7 +100,7 @@ class TcpControlServer final : public ControlServer {
   FileDescriptor listener_;
   Connections connections_;
 
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
   std::condition_variable workers_changed_;
   // guarded by mutex_
   std::vector<Worker> workers_;  // of rank 1, 2, …
@@ -167,6 +168,13 @@ void TcpControlServer::wait_for_workers(milliseconds timeout) {
                                           " connected and was lost: " + workers_[i].reason);
     }
   }
+}
+
+int TcpControlServer::connected() const {
+  const std::lock_guard lock(mutex_);
+  return static_cast<int>(std::count_if(workers_.begin(), workers_.end(), [](const Worker& worker) {
+    return worker.state == Worker::State::kConnected;
+  }));
 }
 
 void TcpControlServer::send(int rank, const ToWorker& message) {
