@@ -2,15 +2,17 @@
 // Backend: the memory and the operations of one device; the only seam between a model and hardware.
 //
 // Legend: T tokens of the micro-batch, H hidden size, Q query heads and K key/value heads of this
-// shard, D head dimension, F FFN columns of this shard, V vocabulary rows of this shard, S sequences.
-// E is the activation type: bf16 for bf16 weights, else fp32 (activation_dtype). The residual stream,
-// qkv, gate_up and logits are fp32; inputs of matmuls and the KV cache are E.
+// shard, D head dimension, F FFN columns of this shard, V vocabulary rows of this shard, S
+// sequences. E is the activation type: bf16 for bf16 weights, else fp32 (activation_dtype). The
+// residual stream, qkv, gate_up and logits are fp32; inputs of matmuls and the KV cache are E.
 //
-// Guarantee: on one ISA path a row of any result is bit-identical whatever T, the other rows and the
-// number of threads. Zero-sized dimensions are legal and do nothing (matmul with K = 0 yields bias).
+// Guarantee: on one ISA path a row of any result is bit-identical whatever T, the other rows and
+// the number of threads. Zero-sized dimensions are legal and do nothing (matmul with K = 0 yields
+// bias).
 //
-// A Backend is owned by one worker and used by its thread only. Operations are queued in order; call
-// synchronize() before the host reads a result. No operation allocates once its shapes were seen.
+// A Backend is owned by one worker and used by its thread only. Operations are queued in order;
+// call synchronize() before the host reads a result. No operation allocates once its shapes were
+// seen.
 #pragma once
 
 #include <cstdint>
@@ -39,12 +41,13 @@ struct KvLayer {
   int32_t num_blocks = 0;
   int32_t num_heads = 0;  // K
   int32_t block_size = 0;
-  int32_t head_dim = 0;   // D
+  int32_t head_dim = 0;  // D
 };
 
-// The micro-batch as device arrays. Sequence s owns tokens [query_begin[s], query_begin[s + 1]); its
-// last token's position is context[s] - 1; block_tables[s · max_blocks + p / block_size] holds the
-// block of position p. Keys of all positions below context[s] are stored before attention() runs.
+// The micro-batch as device arrays. Sequence s owns tokens [query_begin[s], query_begin[s + 1]);
+// its last token's position is context[s] - 1; block_tables[s · max_blocks + p / block_size] holds
+// the block of position p. Keys of all positions below context[s] are stored before attention()
+// runs.
 struct BatchView {
   int32_t num_tokens = 0;
   int32_t num_sequences = 0;
@@ -67,19 +70,19 @@ struct RopeTable {
   bool adjacent = false;  // pairs (2i, 2i + 1); else (i, i + rotary_dim / 2)
 };
 
-// Where this shard's heads stand in the whole model: local query head i is global first_head + i and
-// reads local KV head (first_head + i) / group - first_kv_head.
+// Where this shard's heads stand in the whole model: local query head i is global first_head + i
+// and reads local KV head (first_head + i) / group - first_kv_head.
 struct HeadMap {
   int32_t first_head = 0;
   int32_t first_kv_head = 0;
-  int32_t group = 1;      // query heads that share a KV head
+  int32_t group = 1;  // query heads that share a KV head
 };
 
 class Backend {
  public:
   virtual ~Backend() = default;
 
-  virtual std::string name() const = 0;       // "cpu avx512_bf16, 2 threads"
+  virtual std::string name() const = 0;  // "cpu avx512_bf16, 2 threads"
 
   // ---- memory ----
   // Zeroed, aligned to 64 bytes at least. Throws kResourceExhausted with the number of bytes.
@@ -102,8 +105,9 @@ class Backend {
   // weight [H] fp32. Accumulates fp32. (Zhang & Sennrich 2019)
   virtual void rms_norm(Tensor y, Tensor x, const float* weight, float eps) = 0;
 
-  // y[t, n] = Σ_k x[t, k] · w[n, k] + bias[n].  x [T, K] of activation_dtype(w.dtype); y [T, N] fp32;
-  // bias [N] fp32 or null. Accumulates fp32 in ascending k, one chain of a fixed shape per (dtype, ISA).
+  // y[t, n] = Σ_k x[t, k] · w[n, k] + bias[n].  x [T, K] of activation_dtype(w.dtype); y [T, N]
+  // fp32; bias [N] fp32 or null. Accumulates fp32 in ascending k, one chain of a fixed shape per
+  // (dtype, ISA).
   virtual void matmul(Tensor y, Tensor x, const Weight& w, const float* bias) = 0;
 
   // Rotates in place the first rotary_dim channels of each of the heads of x [T, heads · D] fp32.
@@ -115,8 +119,8 @@ class Backend {
   virtual void store_kv(const KvLayer& kv, Tensor k, Tensor v, const int32_t* slots) = 0;
 
   // Causal attention of each token over the positions of its own sequence up to its own.
-  //   y [T, Q · D] of E; q [T, Q · D] fp32. softmax(q · k / sqrt(D)) · v, softmax in fp32, positions
-  //   taken in fixed blocks, in order, whatever the chunking (decision 5).
+  //   y [T, Q · D] of E; q [T, Q · D] fp32. softmax(q · k / sqrt(D)) · v, softmax in fp32,
+  //   positions taken in fixed blocks, in order, whatever the chunking (decision 5).
   virtual void attention(Tensor y, Tensor q, const KvLayer& kv, const BatchView& batch,
                          const HeadMap& heads) = 0;
 

@@ -46,9 +46,9 @@ uint16_t float_to_fp16(float value) {
   const uint32_t bits = std::bit_cast<uint32_t>(value);
   const auto sign = static_cast<uint16_t>(bits >> 16 & 0x8000);
   const uint32_t magnitude = bits & 0x7FFFFFFFu;
-  if (magnitude > 0x7F800000u) return sign | 0x7E00;                 // NaN
-  if (magnitude >= 0x477FF000u) return sign | 0x7C00;                // rounds past 65504
-  if (magnitude < 0x38800000u) {                                     // below 2^-14: subnormal
+  if (magnitude > 0x7F800000u) return sign | 0x7E00;   // NaN
+  if (magnitude >= 0x477FF000u) return sign | 0x7C00;  // rounds past 65504
+  if (magnitude < 0x38800000u) {                       // below 2^-14: subnormal
     // Adding 0.5 places the 2^-24 unit at the last bit, so the addition itself rounds to even.
     const float shifted = std::bit_cast<float>(magnitude) + 0.5f;
     return static_cast<uint16_t>(sign | (std::bit_cast<uint32_t>(shifted) - 0x3F000000u));

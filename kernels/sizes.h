@@ -9,10 +9,10 @@
 
 namespace trireme {
 
-// The CPU layout of a weight [N, K]: panels of kPanelRows rows of N, inside a panel K-major, and for
-// 16-bit types two neighbouring k beside each other: [ceil(N/32)][ceil(K/32)·16][32][2] (fp32: [K][32]).
-// N is padded to kPanelRows, K to kPanelDepth; padding is zero. One layout serves every ISA path,
-// AMX tiles included.
+// The CPU layout of a weight [N, K]: panels of kPanelRows rows of N, inside a panel K-major, and
+// for 16-bit types two neighbouring k beside each other: [ceil(N/32)][ceil(K/32)·16][32][2] (fp32:
+// [K][32]). N is padded to kPanelRows, K to kPanelDepth; padding is zero. One layout serves every
+// ISA path, AMX tiles included.
 constexpr int64_t kPanelRows = 32;
 constexpr int64_t kPanelDepth = 32;
 

@@ -79,8 +79,7 @@ Job::Job(const Options& options) : state_(std::make_unique<State>()) {
                     std::to_string(s.model.vocab_size()) +
                     " rows; tokenizer and weights are not of the same model");
   }
-  s.chat_format =
-      make_chat_format(s.flags.model, s.model.family(), s.model.bos_id(), *s.tokenizer);
+  s.chat_format = make_chat_format(s.flags.model, s.model.family(), s.model.bos_id(), *s.tokenizer);
   s.placement = choose_placement(s.flags, s.workers->topology(), s.model);
 }
 
@@ -156,8 +155,8 @@ void Job::load(const std::function<bool()>& stop_requested, std::function<void()
   EngineOptions options;
   options.max_queue = s.max_queue;
   options.vocab_size = s.tokenizer->size();
-  s.engine = std::make_unique<Engine>(s.workers->topology(), s.placement, s.workers->channel(),
-                                      options);
+  s.engine =
+      std::make_unique<Engine>(s.workers->topology(), s.placement, s.workers->channel(), options);
   s.engine->set_health_listener(std::move(on_health));
   s.engine->start();
 }

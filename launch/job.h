@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// From options to a running job: forms the workers (threads of this process, or the other ranks of the
-// MPI job), places the model on them, loads it, and starts the engine.
+// From options to a running job: forms the workers (threads of this process, or the other ranks of
+// the MPI job), places the model on them, loads it, and starts the engine.
 #pragma once
 
 #include <functional>
@@ -16,8 +16,8 @@
 
 namespace trireme {
 
-// The coordinator's side of a job. Constructing it takes the steps up to load(): bootstrap, model spec,
-// tokenizer, placement; so bad input is found before a weight is read. Main thread only.
+// The coordinator's side of a job. Constructing it takes the steps up to load(): bootstrap, model
+// spec, tokenizer, placement; so bad input is found before a weight is read. Main thread only.
 class Job {
  public:
   // Throws Error; nothing is left running then.
@@ -25,8 +25,9 @@ class Job {
   ~Job();  // stops the engine, ends the workers
   Job(const Job&) = delete;
 
-  // Loads the weights on all workers, with progress on stderr, and starts the engine. `stop_requested`
-  // is polled so that a signal ends a long load. `on_health`: the engine's health listener.
+  // Loads the weights on all workers, with progress on stderr, and starts the engine.
+  // `stop_requested` is polled so that a signal ends a long load. `on_health`: the engine's health
+  // listener.
   void load(const std::function<bool()>& stop_requested, std::function<void()> on_health = {});
 
   const ModelSpec& model() const;
@@ -34,7 +35,7 @@ class Job {
   const Placement& placement() const;
   const Tokenizer& tokenizer() const;
   const ChatFormat& chat_format() const;
-  Engine& engine();                       // REQUIRES: load() returned
+  Engine& engine();  // REQUIRES: load() returned
 
  private:
   struct State;
@@ -46,8 +47,8 @@ class Job {
 // Runs one worker until the coordinator ends it; returns the exit status.
 int run_worker(const Options& options);
 
-// The last call of main(): ends this process's part in the MPI job, if it is in one. After a rank died
-// MPI cannot finalise; rank 0 then ends the whole job with `status` and this does not return.
+// The last call of main(): ends this process's part in the MPI job, if it is in one. After a rank
+// died MPI cannot finalise; rank 0 then ends the whole job with `status` and this does not return.
 int finish_process(int status);
 
 // The placement as a table for people: replica, stage, rank, host, layers, heads, bytes.

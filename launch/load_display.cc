@@ -40,7 +40,10 @@ void LoadDisplay::show(bool last) {
   const double share = total > 0 ? static_cast<double>(done) / static_cast<double>(total) : 0;
   // Read is not ready: the last per cent is shown when all workers have said so.
   const int percent = last ? 100 : std::min(99, static_cast<int>(100 * share));
-  std::string line = "loading " + std::string(percent < 10 ? "  " : percent < 100 ? " " : "") +
+  std::string line = "loading " +
+                     std::string(percent < 10    ? "  "
+                                 : percent < 100 ? " "
+                                                 : "") +
                      std::to_string(percent) + " % ";
   if (terminal_) {
     const int filled = kBarWidth * percent / 100;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Progress of a job-wide load on stderr: bytes, rate, time left; a bar on a terminal, else a line now and
-// then. Reaches 100 % when every worker is ready and not before.
+// Progress of a job-wide load on stderr: bytes, rate, time left; a bar on a terminal, else a line
+// now and then. Reaches 100 % when every worker is ready and not before.
 #pragma once
 
 #include <chrono>

@@ -13,23 +13,23 @@ namespace trireme {
 
 // How this process was started; from the launcher's environment.
 struct LaunchInfo {
-  int num_ranks = 1;          // 1: alone, or a launcher with one rank
+  int num_ranks = 1;  // 1: alone, or a launcher with one rank
   bool under_launcher = false;
   int rank = 0;
 };
 
 // Flags that every sub-command which places a model shares.
 struct PlacementFlags {
-  std::string model;                         // --model PATH
-  std::optional<int32_t> tp, pp, dp;         // --tp --pp --dp
-  std::string device_map = "auto";           // auto or FILE (a Placement)
+  std::string model;                                 // --model PATH
+  std::optional<int32_t> tp, pp, dp;                 // --tp --pp --dp
+  std::string device_map = "auto";                   // auto or FILE (a Placement)
   std::map<std::string, uint64_t> max_memory_bytes;  // --max_memory 0=10GiB,cpu=4GiB
-  std::string dtype;                         // fp32, bf16, fp16; empty: the checkpoint's
-  int32_t max_sequences = 32;                // running at once in a replica
-  int32_t max_batch_tokens = 512;            // tokens of one micro-batch
-  std::optional<int32_t> context;            // default: the model's, or what the memory holds
-  int32_t threads = 0;                       // per CPU rank; 0: its share of the node's cores
-  std::string isa = "auto";                  // CPU path, for tests
+  std::string dtype;                                 // fp32, bf16, fp16; empty: the checkpoint's
+  int32_t max_sequences = 32;                        // running at once in a replica
+  int32_t max_batch_tokens = 512;                    // tokens of one micro-batch
+  std::optional<int32_t> context;  // default: the model's, or what the memory holds
+  int32_t threads = 0;             // per CPU rank; 0: its share of the node's cores
+  std::string isa = "auto";        // CPU path, for tests
 };
 
 struct ServeFlags {
@@ -38,17 +38,17 @@ struct ServeFlags {
   int32_t max_queue = 256;
   std::string token_file;
   std::string tls_cert, tls_key, tls_client_ca;
-  bool allow_insecure = false;               // --allow_insecure: a non-loopback bind without TLS and token
+  bool allow_insecure = false;  // --allow_insecure: a non-loopback bind without TLS and token
   std::chrono::milliseconds dead_after{10000};
 };
 
 struct GenerateFlags {
-  std::vector<std::string> prompts;          // --prompt
-  std::vector<std::string> chats;            // --chat
+  std::vector<std::string> prompts;              // --prompt
+  std::vector<std::string> chats;                // --chat
   std::vector<std::vector<int32_t>> prompt_ids;  // --prompt_ids
-  std::string input;                         // --input FILE.jsonl
+  std::string input;                             // --input FILE.jsonl
   std::optional<int32_t> max_tokens;
-  double temperature = 0.0;                  // generate is greedy unless told otherwise
+  double temperature = 0.0;  // generate is greedy unless told otherwise
   double top_p = 1.0;
   int32_t top_k = 0;
   std::optional<uint64_t> seed;
@@ -62,7 +62,7 @@ struct GenerateFlags {
 struct ChatFlags {
   std::string server = "127.0.0.1:50051";
   std::string system;
-  std::string text;                          // one question, or empty for a conversation
+  std::string text;  // one question, or empty for a conversation
   std::string token_file;
   std::string tls_ca;
   std::optional<int32_t> max_tokens;
@@ -81,16 +81,16 @@ struct Options {
   bool json = false;
 };
 
-// What the launcher's environment says this process is: rank 0 of n > 1 or alone runs the sub-command,
-// other ranks run_worker(). Throws kInvalidArgument.
+// What the launcher's environment says this process is: rank 0 of n > 1 or alone runs the
+// sub-command, other ranks run_worker(). Throws kInvalidArgument.
 LaunchInfo read_launch_info();
 
 // Parses the command line. Prints help or version itself and returns kNone for them; throws
 // kInvalidArgument for bad flags, naming the flag.
 Options parse_options(int argc, char** argv);
 
-// "10GiB", "512MiB", "4096" -> bytes; "10s", "500ms", "2min" -> milliseconds. Throw kInvalidArgument
-// naming `flag`.
+// "10GiB", "512MiB", "4096" -> bytes; "10s", "500ms", "2min" -> milliseconds. Throw
+// kInvalidArgument naming `flag`.
 uint64_t parse_bytes(const std::string& text, const std::string& flag);
 std::chrono::milliseconds parse_duration(const std::string& text, const std::string& flag);
 

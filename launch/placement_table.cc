@@ -17,7 +17,8 @@ std::string range_text(const Range& range) {
 std::string draw(const std::vector<Row>& rows) {
   std::vector<size_t> widths(rows.front().size());
   for (const Row& row : rows) {
-    for (size_t col = 0; col < row.size(); ++col) widths[col] = std::max(widths[col], row[col].size());
+    for (size_t col = 0; col < row.size(); ++col)
+      widths[col] = std::max(widths[col], row[col].size());
   }
   std::string text;
   for (const Row& row : rows) {
@@ -46,13 +47,13 @@ std::string placement_table(const Topology& topology, const ModelSpec& model,
         std::string layers = range_text(stages[stage].layers());
         if (stages[stage].has_embedding()) layers = "embedding " + layers;
         if (stages[stage].has_head()) layers += " head";
-        rows.push_back({std::to_string(replica), std::to_string(stage),
-                        std::to_string(shard.rank()), found ? rank->host() : "?",
-                        found ? rank->device().isa() + " x" + std::to_string(rank->device().threads())
-                              : "?",
-                        layers, range_text(shard.heads()), range_text(shard.ffn()),
-                        format_bytes(shard.weight_bytes()), format_bytes(shard.kv_bytes()),
-                        format_bytes(shard.activation_bytes())});
+        rows.push_back(
+            {std::to_string(replica), std::to_string(stage), std::to_string(shard.rank()),
+             found ? rank->host() : "?",
+             found ? rank->device().isa() + " x" + std::to_string(rank->device().threads()) : "?",
+             layers, range_text(shard.heads()), range_text(shard.ffn()),
+             format_bytes(shard.weight_bytes()), format_bytes(shard.kv_bytes()),
+             format_bytes(shard.activation_bytes())});
       }
     }
   }

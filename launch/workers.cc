@@ -137,8 +137,8 @@ void Workers::greet(int32_t threads) {
       continue;
     }
     if (event->kind == ChannelEvent::Kind::kClosed) {
-      throw Error(Code::kUnavailable, "cannot start: rank " + std::to_string(event->rank) +
-                                          " ended: " + event->reason);
+      throw Error(Code::kUnavailable,
+                  "cannot start: rank " + std::to_string(event->rank) + " ended: " + event->reason);
     }
     if (event->message.has_failed()) {
       throw Error(Code::kUnavailable, "cannot start: rank " + std::to_string(event->rank) +
@@ -147,10 +147,10 @@ void Workers::greet(int32_t threads) {
     if (!event->message.has_hello()) continue;
     const Hello& hello = event->message.hello();
     if (hello.build() != kBuild) {
-      throw Error(Code::kFailedPrecondition,
-                  "cannot start: rank " + std::to_string(event->rank) + " on " +
-                      hello.info().host() + " runs \"" + hello.build() + "\", rank 0 runs \"" +
-                      kBuild + "\"; install the same trireme on every node");
+      throw Error(Code::kFailedPrecondition, "cannot start: rank " + std::to_string(event->rank) +
+                                                 " on " + hello.info().host() + " runs \"" +
+                                                 hello.build() + "\", rank 0 runs \"" + kBuild +
+                                                 "\"; install the same trireme on every node");
     }
     known[event->rank] = hello.info();
     known[event->rank].set_rank(event->rank);

@@ -17,8 +17,9 @@ class Workers {
   virtual ~Workers() = default;
   virtual Channel& channel() = 0;
   virtual int count() const = 0;
-  // Collects every worker's hello and shares the nodes out among them (threads > 0: each gets so many).
-  // Throws kDeadlineExceeded naming who is missing, kFailedPrecondition for a rank of another build.
+  // Collects every worker's hello and shares the nodes out among them (threads > 0: each gets so
+  // many). Throws kDeadlineExceeded naming who is missing, kFailedPrecondition for a rank of
+  // another build.
   void greet(int32_t threads);
   const Topology& topology() const { return topology_; }  // ranks ascending
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The rules of the tree that a compiler does not see: folder order, sizes, banned words, what lies where.
+// The rules of the tree that a compiler does not see: folder order, sizes, banned words, what lies
+// where.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -24,8 +25,8 @@ constexpr size_t kMaxReadmeLines = 30;
 constexpr size_t kMaxColumns = 120;
 
 const fs::path kRoot = TRIREME_SOURCE_DIR;
-const std::vector<std::string> kFolders = {"proto",  "kernels",     "topology", "worker",
-                                           "coordinator", "launch", "tests"};
+const std::vector<std::string> kFolders = {"proto",       "kernels", "topology", "worker",
+                                           "coordinator", "launch",  "tests"};
 
 struct Source {
   std::string path;  // from the root
@@ -108,8 +109,9 @@ TEST(Tidy, VendorHeadersStayHome) {
     for (const std::string& line : source.lines) {
       for (const auto& [pattern, allowed] : homes) {
         if (!std::regex_search(line, pattern)) continue;
-        EXPECT_TRUE(std::any_of(allowed.begin(), allowed.end(),
-                                [&](const std::string& home) { return source.path.starts_with(home); }))
+        EXPECT_TRUE(
+            std::any_of(allowed.begin(), allowed.end(),
+                        [&](const std::string& home) { return source.path.starts_with(home); }))
             << source.path << ": " << line;
       }
     }
@@ -126,9 +128,9 @@ TEST(Tidy, SizesAreBounded) {
   }
 }
 
-// A body opens on a line that ends in ") {" (or with qualifiers or an initialiser list before the brace) and
-// ends at the next closing brace in the column where its signature began: clang-format's layout makes
-// that exact. The signature begins after the line that ended what stood before it.
+// A body opens on a line that ends in ") {" (or with qualifiers or an initialiser list before the
+// brace) and ends at the next closing brace in the column where its signature began: clang-format's
+// layout makes that exact. The signature begins after the line that ended what stood before it.
 TEST(Tidy, FunctionsAreShort) {
   const auto parentheses = [](const std::string& line) {
     return std::count(line.begin(), line.end(), '(') - std::count(line.begin(), line.end(), ')');
@@ -136,7 +138,8 @@ TEST(Tidy, FunctionsAreShort) {
   const std::regex opening("\\) (const |noexcept |override |final )*\\{$");
   const std::regex before("^$|[;{}]$|(public|private|protected|default|case .*):$|^ *//|^ *#");
   const std::regex lambda("\\[[&=a-z_, ]*\\]\\(");
-  const std::regex control("^ *(\\} )?(if|for|while|switch|else|do|catch|namespace|struct|class)\\b");
+  const std::regex control(
+      "^ *(\\} )?(if|for|while|switch|else|do|catch|namespace|struct|class)\\b");
   for (const Source& source : sources()) {
     for (size_t open = 0; open < source.lines.size(); ++open) {
       if (!std::regex_search(source.lines[open], opening)) continue;
@@ -214,11 +217,15 @@ TEST(Tidy, EverySourceIsBuiltAndMarked) {
 }
 
 TEST(Tidy, TopLevelHoldsNothingElse) {
-  const std::set<std::string> allowed = {
-      "CMakeLists.txt", "CMakePresets.json", "LICENSE", "README.md",     ".clang-format",
-      ".clang-tidy",    ".gitignore",        ".ci",     ".git",          "proto",
-      "coordinator",    "worker",            "kernels", "topology",      "launch",
-      "tests",          ".models",           ".venv"};
+  const std::set<std::string> allowed = {"CMakeLists.txt", "CMakePresets.json",
+                                         "LICENSE",        "README.md",
+                                         ".clang-format",  ".clang-tidy",
+                                         ".gitignore",     ".ci",
+                                         ".git",           "proto",
+                                         "coordinator",    "worker",
+                                         "kernels",        "topology",
+                                         "launch",         "tests",
+                                         ".models",        ".venv"};
   for (const auto& entry : fs::directory_iterator(kRoot)) {
     const std::string name = entry.path().filename();
     EXPECT_TRUE(allowed.contains(name) || name.starts_with("build")) << name;

@@ -40,10 +40,9 @@ Degrees choose_degrees(int32_t workers, const ModelSpec& model, const PlacementO
   if (needed > workers) {
     throw Error(Code::kInvalidArgument,
                 "cannot place the model: tp " + std::to_string(degrees.tp) + " x pp " +
-                    std::to_string(degrees.pp) + " x dp " + std::to_string(degrees.dp) +
-                    " needs " + std::to_string(needed) + " workers, the job has " +
-                    std::to_string(workers) + "; start mpirun with -n " +
-                    std::to_string(needed + 1) + " or lower a degree");
+                    std::to_string(degrees.pp) + " x dp " + std::to_string(degrees.dp) + " needs " +
+                    std::to_string(needed) + " workers, the job has " + std::to_string(workers) +
+                    "; start mpirun with -n " + std::to_string(needed + 1) + " or lower a degree");
   }
   if (degrees.pp > model.num_layers()) {
     throw Error(Code::kInvalidArgument, "cannot place the model: --pp " +
@@ -57,8 +56,8 @@ Degrees choose_degrees(int32_t workers, const ModelSpec& model, const PlacementO
 uint64_t memory_of(const Topology& topology, int worker, const PlacementOptions& options) {
   const RankInfo& rank = topology.ranks(worker);
   uint64_t bytes = rank.device().memory_bytes();
-  for (const std::string& key : {std::string("cpu"), std::to_string(worker),
-                                 rank.host() + ":" + std::to_string(worker)}) {
+  for (const std::string& key :
+       {std::string("cpu"), std::to_string(worker), rank.host() + ":" + std::to_string(worker)}) {
     if (key == "cpu" && rank.device().kind() != DEVICE_KIND_CPU) continue;
     const auto limit = options.max_memory_bytes.find(key);
     if (limit != options.max_memory_bytes.end()) bytes = std::min(bytes, limit->second);
@@ -170,19 +169,20 @@ void choose_blocks(const Topology& topology, const ModelSpec& model,
     const uint64_t needed = fixed + static_cast<uint64_t>(least) * shard.kv_bytes();
     if (needed > memory) {
       throw Error(Code::kResourceExhausted,
-                  "cannot place " + model.name() + ": rank " + std::to_string(shard.rank()) +
-                      " (" + topology.ranks(worker).host() + ") needs " + format_bytes(needed) +
+                  "cannot place " + model.name() + ": rank " + std::to_string(shard.rank()) + " (" +
+                      topology.ranks(worker).host() + ") needs " + format_bytes(needed) +
                       " (weights " + format_bytes(shard.weight_bytes()) + ", one sequence of " +
                       std::to_string(placement.context()) + " positions " +
-                      format_bytes(static_cast<uint64_t>(least) * shard.kv_bytes()) +
-                      "), it has " + format_bytes(memory) +
+                      format_bytes(static_cast<uint64_t>(least) * shard.kv_bytes()) + "), it has " +
+                      format_bytes(memory) +
                       "; add ranks, or lower --context, --max_batch_tokens or --dtype");
     }
     if (shard.kv_bytes() > 0) {
       blocks = std::min(blocks, static_cast<int64_t>((memory - fixed) / shard.kv_bytes()));
     }
   });
-  placement.set_num_blocks(static_cast<int32_t>(std::min<int64_t>(blocks, INT32_MAX / placement.block_size())));
+  placement.set_num_blocks(
+      static_cast<int32_t>(std::min<int64_t>(blocks, INT32_MAX / placement.block_size())));
 }
 
 }  // namespace
@@ -213,8 +213,8 @@ Placement plan_placement(const Topology& topology, const ModelSpec& model,
   placement.set_block_size(options.block_size);
   placement.set_max_sequences(options.max_sequences);
   placement.set_max_batch_tokens(options.max_batch_tokens);
-  placement.set_context(std::min(options.context.value_or(model.context_length()),
-                                 model.context_length()));
+  placement.set_context(
+      std::min(options.context.value_or(model.context_length()), model.context_length()));
   choose_blocks(topology, model, options, placement);
   predict_bytes(model, placement);
   return placement;
@@ -232,9 +232,9 @@ void check_cover(const StageSpec& stage, const std::string& where, const char* f
   int32_t at = 0;
   for (const ShardSpec& shard : stage.shards()) {
     if ((shard.*range)().begin() != at) {
-      refuse(where, std::string(field) + " of rank " + std::to_string(shard.rank()) +
-                        " begin at " + std::to_string((shard.*range)().begin()) +
-                        ", needed is " + std::to_string(at));
+      refuse(where, std::string(field) + " of rank " + std::to_string(shard.rank()) + " begin at " +
+                        std::to_string((shard.*range)().begin()) + ", needed is " +
+                        std::to_string(at));
     }
     at = (shard.*range)().end();
   }

@@ -20,15 +20,15 @@ struct PlacementOptions {
   int32_t block_size = 16;
   int32_t max_sequences = 32;
   int32_t max_batch_tokens = 512;
-  std::optional<int32_t> context;                     // default: the model's
-  std::map<std::string, uint64_t> max_memory_bytes;   // key: worker index ("0"), host:index or "cpu"
+  std::optional<int32_t> context;                    // default: the model's
+  std::map<std::string, uint64_t> max_memory_bytes;  // key: worker index ("0"), host:index or "cpu"
 };
 
 // Layers are cut among stages in proportion to what each stage's ranks can hold, counting embedding
-// and head as the layers they weigh as much as. KV blocks: what max_sequences of `context` positions
-// need, or what the memory left over holds if that is less (at least one sequence of `context`).
-// Throws kInvalidArgument (degrees that do not fit) or kResourceExhausted (memory: the rank, what it
-// needs, what it has, and what to change).
+// and head as the layers they weigh as much as. KV blocks: what max_sequences of `context`
+// positions need, or what the memory left over holds if that is less (at least one sequence of
+// `context`). Throws kInvalidArgument (degrees that do not fit) or kResourceExhausted (memory: the
+// rank, what it needs, what it has, and what to change).
 Placement plan_placement(const Topology& topology, const ModelSpec& model,
                          const PlacementOptions& options);
 

@@ -24,10 +24,10 @@ void set(Range* range, int32_t begin, int32_t end) {
 
 void check_range(const Range& range, int32_t limit, const char* field, int32_t rank) {
   if (range.begin() < 0 || range.begin() > range.end() || range.end() > limit) {
-    throw Error(Code::kInvalidArgument,
-                "cannot use the placement: rank " + std::to_string(rank) + " has " + field + " [" +
-                    std::to_string(range.begin()) + ", " + std::to_string(range.end()) +
-                    "), the model has [0, " + std::to_string(limit) + ")");
+    throw Error(Code::kInvalidArgument, "cannot use the placement: rank " + std::to_string(rank) +
+                                            " has " + field + " [" + std::to_string(range.begin()) +
+                                            ", " + std::to_string(range.end()) +
+                                            "), the model has [0, " + std::to_string(limit) + ")");
   }
 }
 
@@ -38,8 +38,7 @@ ShardSpec make_shard(const ModelSpec& model, int32_t tp_rank, int32_t tp_degree)
     throw Error(Code::kInvalidArgument,
                 "cannot split " + model.name() + " over " + std::to_string(tp_degree) +
                     " tensor-parallel ranks: it has " + std::to_string(model.num_heads()) +
-                    " attention heads; use --tp " + std::to_string(model.num_heads()) +
-                    " or less");
+                    " attention heads; use --tp " + std::to_string(model.num_heads()) + " or less");
   }
   ShardSpec shard;
   shard.set_tp_rank(tp_rank);
@@ -66,11 +65,11 @@ void validate_shard(const ModelSpec& model, const ShardSpec& shard) {
   if (length(shard.heads()) > 0 &&
       (shard.kv_heads().begin() > shard.heads().begin() / group ||
        shard.kv_heads().end() < (shard.heads().end() + group - 1) / group)) {
-    throw Error(Code::kInvalidArgument,
-                "cannot use the placement: rank " + std::to_string(shard.rank()) +
-                    " lacks KV heads that its query heads [" +
-                    std::to_string(shard.heads().begin()) + ", " +
-                    std::to_string(shard.heads().end()) + ") read");
+    throw Error(Code::kInvalidArgument, "cannot use the placement: rank " +
+                                            std::to_string(shard.rank()) +
+                                            " lacks KV heads that its query heads [" +
+                                            std::to_string(shard.heads().begin()) + ", " +
+                                            std::to_string(shard.heads().end()) + ") read");
   }
 }
 
@@ -96,10 +95,10 @@ uint64_t weight_bytes(const ModelSpec& model, const StageSpec& stage, const Shar
 uint64_t kv_bytes(const ModelSpec& model, const StageSpec& stage, const ShardSpec& shard,
                   const Placement& placement) {
   const DType weights = parse_dtype(placement.dtype()).value_or(DType::kF32);
-  return static_cast<uint64_t>(
-      length(stage.layers()) *
-      kv_layer_bytes(activation_dtype(weights), placement.num_blocks(), length(shard.kv_heads()),
-                     placement.block_size(), model.head_dim()));
+  return static_cast<uint64_t>(length(stage.layers()) *
+                               kv_layer_bytes(activation_dtype(weights), placement.num_blocks(),
+                                              length(shard.kv_heads()), placement.block_size(),
+                                              model.head_dim()));
 }
 
 uint64_t activation_bytes(const ModelSpec& model, const StageSpec& stage, const ShardSpec& shard,
@@ -120,8 +119,7 @@ uint64_t activation_bytes(const ModelSpec& model, const StageSpec& stage, const 
   const int64_t context = placement.context();
   const int64_t blocks = (context + placement.block_size() - 1) / placement.block_size();
   bytes += context * model.rope().rotary_dim() * f32;
-  bytes += (3 * tokens + 3 * sequences + 1 + sequences * blocks) *
-           element_size(DType::kI32);
+  bytes += (3 * tokens + 3 * sequences + 1 + sequences * blocks) * element_size(DType::kI32);
   if (stage.has_head()) {
     bytes += sequences * (hidden * (f32 + e) + length(shard.vocab()) * f32);
     // The first rank holds the gathered logits, and their copy on the host.

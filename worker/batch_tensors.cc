@@ -108,8 +108,8 @@ void BatchTensors::load(const MicroBatch& batch) {
   for (const SequenceChunk& chunk : batch.chunks()) {
     view_.max_blocks = std::max(view_.max_blocks, chunk.block_table_size());
   }
-  for (auto* array : {&ids_, &positions_, &slots_, &query_begin_, &contexts_, &tables_,
-                      &host_sample_rows_}) {
+  for (auto* array :
+       {&ids_, &positions_, &slots_, &query_begin_, &contexts_, &tables_, &host_sample_rows_}) {
     array->clear();
   }
   query_begin_.push_back(0);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A micro-batch as device arrays. The message comes from another process: everything in it is checked
-// here, before any kernel trusts it.
+// A micro-batch as device arrays. The message comes from another process: everything in it is
+// checked here, before any kernel trusts it.
 #pragma once
 
 #include <cstdint>
@@ -44,7 +44,8 @@ class BatchTensors {
   BatchView view_;
   const int32_t* device_sample_rows_ = nullptr;
   // Host side of the arrays; keep their capacity from step to step.
-  std::vector<int32_t> ids_, positions_, slots_, query_begin_, contexts_, tables_, host_sample_rows_;
+  std::vector<int32_t> ids_, positions_, slots_, query_begin_, contexts_, tables_,
+      host_sample_rows_;
 };
 
 }  // namespace trireme

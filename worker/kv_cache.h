@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The K/V blocks of this rank's layers and KV heads. Who owns which block is the coordinator's affair.
+// The K/V blocks of this rank's layers and KV heads. Who owns which block is the coordinator's
+// affair.
 #pragma once
 
 #include <cstdint>

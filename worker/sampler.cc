@@ -37,17 +37,16 @@ double uniform_draw(uint64_t seed, int32_t position) {
 }
 
 int32_t Sampler::pick(std::span<const float> logits, const DrawSpec& spec, int32_t position) {
-  const auto best = static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) -
-                                         logits.begin());
+  const auto best =
+      static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
   if (spec.temperature() == 0) return best;
 
   const double top = logits[static_cast<size_t>(best)];
   const auto weight = [&](int32_t id) {
     return std::exp((logits[static_cast<size_t>(id)] - top) / double{spec.temperature()});
   };
-  const size_t limit = spec.top_k() > 0
-                           ? std::min(static_cast<size_t>(spec.top_k()), logits.size())
-                           : logits.size();
+  const size_t limit =
+      spec.top_k() > 0 ? std::min(static_cast<size_t>(spec.top_k()), logits.size()) : logits.size();
   order_.resize(logits.size());
   std::iota(order_.begin(), order_.end(), 0);
   double total = 0;
@@ -86,9 +85,10 @@ void Sampler::draw(std::span<const float> logits, const DrawSpec& spec, int32_t 
   double sum = 0;
   for (const float logit : logits) sum += std::exp(double{logit} - highest);
   if (!std::isfinite(sum) || !std::isfinite(highest)) {
-    throw Error(Code::kInternal,
-                "cannot sample: the logits of a position are not finite; the weights or their dtype "
-                "overflow, try --dtype fp32");
+    throw Error(
+        Code::kInternal,
+        "cannot sample: the logits of a position are not finite; the weights or their dtype "
+        "overflow, try --dtype fp32");
   }
   const double log_sum = highest + std::log(sum);
   const auto logprob = [&](int32_t id) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Logits to a token. A draw is a function of (request seed, position) and the logits alone: neither the
-// batch nor the split nor the clock enters.
+// Logits to a token. A draw is a function of (request seed, position) and the logits alone: neither
+// the batch nor the split nor the clock enters.
 #pragma once
 
 #include <cstdint>
@@ -17,9 +17,9 @@ class Sampler {
   explicit Sampler(int32_t logical_vocab_size) : logical_vocab_size_(logical_vocab_size) {}
 
   // Draws from softmax(logits / temperature), cut to the top_k best, then to the smallest set whose
-  // probability reaches top_p; temperature 0 takes the best. Ties go to the lower id. position: of the
-  // token drawn. Fills token and logprobs of the result (of the raw logits of all rows, in double).
-  // Throws kInternal if the logits are not finite.
+  // probability reaches top_p; temperature 0 takes the best. Ties go to the lower id. position: of
+  // the token drawn. Fills token and logprobs of the result (of the raw logits of all rows, in
+  // double). Throws kInternal if the logits are not finite.
   void draw(std::span<const float> logits, const DrawSpec& spec, int32_t position,
             SampledToken& result);
 

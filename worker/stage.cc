@@ -39,8 +39,7 @@ void check_assignment(const Assign& assign) {
       assign.replica() >= 0 && assign.replica() < placement.replicas_size() &&
       assign.stage() >= 0 && assign.stage() < placement.replicas(assign.replica()).stages_size() &&
       assign.tp_rank() >= 0 &&
-      assign.tp_rank() <
-          placement.replicas(assign.replica()).stages(assign.stage()).shards_size();
+      assign.tp_rank() < placement.replicas(assign.replica()).stages(assign.stage()).shards_size();
   if (!known) {
     throw Error(Code::kInvalidArgument,
                 "cannot take the assignment: replica " + std::to_string(assign.replica()) +
@@ -124,8 +123,8 @@ void Stage::embed(Tensor x) {
   group_->all_reduce_sum(x);
 }
 
-// Between stages of equal degree tp_rank j sends to tp_rank j; else the first sends to the first, which
-// tells its group.
+// Between stages of equal degree tp_rank j sends to tp_rank j; else the first sends to the first,
+// which tells its group.
 void Stage::receive(Tensor x) {
   const ReplicaSpec& replica = assign_.placement().replicas(assign_.replica());
   const int senders = replica.stages(assign_.stage() - 1).shards_size();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// One rank's part of a replica brought to life: embedding? -> layers -> head and sampling?, its KV cache
-// and its ways to the other ranks. One call a micro-batch. Used by the worker's thread.
+// One rank's part of a replica brought to life: embedding? -> layers -> head and sampling?, its KV
+// cache and its ways to the other ranks. One call a micro-batch. Used by the worker's thread.
 #pragma once
 
 #include <cstdint>
@@ -24,8 +24,8 @@
 
 namespace trireme {
 
-// Throws kInvalidArgument for an assignment whose indices or ranges do not fit together. Everything else
-// here and in the worker trusts them after that.
+// Throws kInvalidArgument for an assignment whose indices or ranges do not fit together. Everything
+// else here and in the worker trusts them after that.
 void check_assignment(const Assign& assign);
 
 class Stage {
@@ -54,7 +54,8 @@ class Stage {
   void embed(Tensor x);
   void receive(Tensor x);
   void hand_on(Tensor x);
-  // Logits of rows [first, first + count) of `rows`: on the reporter [count, vocab] fp32, else null.
+  // Logits of rows [first, first + count) of `rows`: on the reporter [count, vocab] fp32, else
+  // null.
   const float* logits(Tensor x, const int32_t* rows, int64_t count);
   void sample(const MicroBatch& batch, Tensor x, MicroBatchResult& result);
   void report_all(const MicroBatch& batch, Tensor x);

@@ -33,8 +33,8 @@ int Worker::run() {
 bool Worker::handle(const ToWorker& message) {
   switch (message.kind_case()) {
     case ToWorker::kAssign:
-      // A load that fails is for the coordinator to judge. If this rank ended, the launcher would take
-      // its status for the job's.
+      // A load that fails is for the coordinator to judge. If this rank ended, the launcher would
+      // take its status for the job's.
       try {
         load(message.assign());
       } catch (const Error& error) {
@@ -63,10 +63,8 @@ bool Worker::handle(const ToWorker& message) {
       stage_.reset();
       channel_.cancellation().reset();
       return true;
-    case ToWorker::kShutdown:
-      return false;
-    case ToWorker::KIND_NOT_SET:
-      break;
+    case ToWorker::kShutdown: return false;
+    case ToWorker::KIND_NOT_SET: break;
   }
   throw Error(Code::kInvalidArgument,
               "cannot understand the coordinator's message: its kind is not known to this build");
@@ -95,8 +93,7 @@ void Worker::load(const Assign& assign) {
   ready.set_kv_bytes(stage_->kv_bytes());
   ready.set_activation_bytes(stage_->activation_bytes());
   ready.set_bytes_read(checkpoint->bytes_read());
-  ready.set_load_s(
-      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+  ready.set_load_s(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
   channel_.send(message);
 }
 

@@ -21,7 +21,8 @@ class Worker {
          Transport& transport);
 
   // Runs until Shutdown, the coordinator's end (kUnavailable) or a failure, which has then been
-  // reported. Returns the process's exit status. A replica that lost a rank is left behind, not an end.
+  // reported. Returns the process's exit status. A replica that lost a rank is left behind, not an
+  // end.
   int run();
 
  private:

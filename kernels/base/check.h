@@ -16,9 +16,9 @@ namespace trireme {
 
 }  // namespace trireme
 
-#define CHECK(condition, message)                                             \
-  do {                                                                        \
-    if (!(condition)) [[unlikely]] {                                          \
-      ::trireme::check_failed(__FILE__, __LINE__, #condition, (message));     \
-    }                                                                         \
+#define CHECK(condition, message)                                         \
+  do {                                                                    \
+    if (!(condition)) [[unlikely]] {                                      \
+      ::trireme::check_failed(__FILE__, __LINE__, #condition, (message)); \
+    }                                                                     \
   } while (false)

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Prefill and decode speed of a model through the whole engine (local ranks), as JSON lines, with the
-// memory bandwidth measured before and after each round; then the bars of the issue. All variants
-// are loaded at once and take turns, so that a slow minute of the machine hits all of them.
+// Prefill and decode speed of a model through the whole engine (local ranks), as JSON lines, with
+// the memory bandwidth measured before and after each round; then the bars of the issue. All
+// variants are loaded at once and take turns, so that a slow minute of the machine hits all of
+// them.
 //
 //   model_bench MODEL [--rounds N] [--dtype D]
 #include <algorithm>
@@ -22,9 +23,9 @@ namespace {
 using namespace trireme;
 
 constexpr int32_t kPrefillTokens = 512;
-constexpr int32_t kPromptTokens = 16;   // of a decode run
-constexpr int32_t kWarmTokens = 4;      // of each sequence, before the clock starts
-constexpr int32_t kDecodeTokens = 24;   // of each sequence, timed
+constexpr int32_t kPromptTokens = 16;  // of a decode run
+constexpr int32_t kWarmTokens = 4;     // of each sequence, before the clock starts
+constexpr int32_t kDecodeTokens = 24;  // of each sequence, timed
 
 double seconds_since(Clock::time_point begin) {
   return std::chrono::duration<double>(Clock::now() - begin).count();
@@ -121,19 +122,21 @@ double median(std::vector<double> values) {
 }
 
 void print_row(const std::string& variant, const char* what, const std::vector<double>& values) {
-  std::printf("{\"variant\": \"%s\", \"what\": \"%s\", \"tokens_per_s\": %.2f, \"min\": %.2f, "
-              "\"max\": %.2f, \"rounds\": %zu}\n",
-              variant.c_str(), what, median(values), *std::min_element(values.begin(), values.end()),
-              *std::max_element(values.begin(), values.end()), values.size());
+  std::printf(
+      "{\"variant\": \"%s\", \"what\": \"%s\", \"tokens_per_s\": %.2f, \"min\": %.2f, "
+      "\"max\": %.2f, \"rounds\": %zu}\n",
+      variant.c_str(), what, median(values), *std::min_element(values.begin(), values.end()),
+      *std::max_element(values.begin(), values.end()), values.size());
 }
 
 void print_bar(const std::string& bar, const std::vector<double>& values, double target) {
   const double value = median(values);
-  std::printf("{\"bar\": \"%s\", \"value\": %.3f, \"target\": %.2f, \"ok\": %s, \"min\": %.3f, "
-              "\"max\": %.3f, \"rounds\": %zu}\n",
-              bar.c_str(), value, target, value >= target ? "true" : "false",
-              *std::min_element(values.begin(), values.end()),
-              *std::max_element(values.begin(), values.end()), values.size());
+  std::printf(
+      "{\"bar\": \"%s\", \"value\": %.3f, \"target\": %.2f, \"ok\": %s, \"min\": %.3f, "
+      "\"max\": %.3f, \"rounds\": %zu}\n",
+      bar.c_str(), value, target, value >= target ? "true" : "false",
+      *std::min_element(values.begin(), values.end()),
+      *std::max_element(values.begin(), values.end()), values.size());
 }
 
 // Bytes of weights that one decode step of the whole model reads.
@@ -162,10 +165,11 @@ void measure(Variant& variant, const ReadBandwidth& bandwidth, Samples& samples)
   samples.batch8.push_back(decode_rate(variant, 8));
   samples.batch16.push_back(decode_rate(variant, 16));
   samples.prefill.push_back(prefill_rate(variant));
-  std::printf("{\"variant\": \"%s\", \"bandwidth_gb_s\": [%.1f, %.1f], \"decode1\": %.2f, "
-              "\"decode8\": %.2f, \"decode16\": %.2f, \"prefill\": %.1f}\n",
-              variant.name.c_str(), before / 1e9, after / 1e9, samples.batch1.back(),
-              samples.batch8.back(), samples.batch16.back(), samples.prefill.back());
+  std::printf(
+      "{\"variant\": \"%s\", \"bandwidth_gb_s\": [%.1f, %.1f], \"decode1\": %.2f, "
+      "\"decode8\": %.2f, \"decode16\": %.2f, \"prefill\": %.1f}\n",
+      variant.name.c_str(), before / 1e9, after / 1e9, samples.batch1.back(), samples.batch8.back(),
+      samples.batch16.back(), samples.prefill.back());
   std::fflush(stdout);
 }
 
@@ -205,12 +209,14 @@ int run_bench(const std::string& model, const std::string& dtype, int rounds) {
     print_row(variants[index].name, "decode batch 8", samples[index].batch8);
     print_row(variants[index].name, "decode batch 16", samples[index].batch16);
   }
-  const std::string name = variants[0].job->model().name() + " " + variants[0].job->placement().dtype();
+  const std::string name =
+      variants[0].job->model().name() + " " + variants[0].job->placement().dtype();
   const std::string device = variants[0].job->topology().ranks(0).device().name() + ", " +
                              variants[0].job->topology().ranks(0).device().isa();
   std::printf("{\"machine\": \"%s\"}\n", device.c_str());
   print_bar(name + ": decode batch 1 over read bandwidth, 1 thread", samples[0].of_bandwidth, 0.70);
-  print_bar(name + ": decode batch 1 over read bandwidth, 2 threads", samples[1].of_bandwidth, 0.70);
+  print_bar(name + ": decode batch 1 over read bandwidth, 2 threads", samples[1].of_bandwidth,
+            0.70);
   print_bar(name + ": pp 2 (16 sequences) over one two-thread rank (8)", pipeline, 0.85);
   return 0;
 }

@@ -112,9 +112,9 @@ void expect_refused(const Row<Message>& row, Message message) {
   }
 }
 
-const std::vector<GenerateRow>& generate_rows() {
-  using G = v1::GenerateRequest;
-  static const std::vector<GenerateRow> rows{
+using G = v1::GenerateRequest;
+
+const std::vector<GenerateRow> kGenerateRows{
       {"negative temperature",
        [](G& r) { r.mutable_sampling()->set_temperature(-1); },
        kBad,
@@ -269,8 +269,6 @@ const std::vector<GenerateRow>& generate_rows() {
        kLacking,
        {"sampling.field number 77"}},
   };
-  return rows;
-}
 
 const std::vector<ChatRow>& chat_rows() {
   using C = v1::ChatRequest;
@@ -328,7 +326,7 @@ const std::vector<ChatRow>& chat_rows() {
 }
 
 TEST(Validate, RefusesEveryBadFieldOfGenerate) {
-  for (const GenerateRow& row : generate_rows()) expect_refused(row, good_generate());
+  for (const GenerateRow& row : kGenerateRows) expect_refused(row, good_generate());
 }
 
 TEST(Validate, RefusesEveryBadFieldOfChat) {

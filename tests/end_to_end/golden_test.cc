@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Every checkpoint with a reference, at every split: logits within tolerance of the reference, greedy
-// tokens equal while the reference's margin allows, and bit-identical rows whatever the pipeline split,
-// the chunking and the company.
+// Every checkpoint with a reference, at every split: logits within tolerance of the reference,
+// greedy tokens equal while the reference's margin allows, and bit-identical rows whatever the
+// pipeline split, the chunking and the company.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -18,10 +18,10 @@
 namespace trireme {
 namespace {
 
-constexpr double kFp32Error = 2e-4;       // absolute, of a logit
-constexpr double kBf16PromptError = 2e-2; // relative norm over a prompt
-constexpr double kBf16RowError = 4e-2;    // relative norm of a row
-constexpr uint64_t kSequence = 1;         // the one that is looked at
+constexpr double kFp32Error = 2e-4;        // absolute, of a logit
+constexpr double kBf16PromptError = 2e-2;  // relative norm over a prompt
+constexpr double kBf16RowError = 4e-2;     // relative norm of a row
+constexpr uint64_t kSequence = 1;          // the one that is looked at
 
 struct Case {
   const char* checkpoint;
@@ -92,14 +92,14 @@ void compare_logits(const ReferencePrompt& prompt, const Logits& logits, bool fp
   }
 }
 
-// Forced decoding: at each step our best must be the reference's until a margin is within tolerance.
+// Forced decoding: at each step our best must be the reference's until a margin is within
+// tolerance.
 int compare_greedy(const ReferencePrompt& prompt, const Logits& logits, double tolerance) {
   const auto length = static_cast<int32_t>(prompt.prompt.size());
   int compared = 0;
   for (size_t step = 0; step < prompt.greedy.size(); ++step) {
     if (prompt.margins[step] < tolerance) break;
-    const std::vector<float>& row =
-        logits.at({kSequence, length - 1 + static_cast<int32_t>(step)});
+    const std::vector<float>& row = logits.at({kSequence, length - 1 + static_cast<int32_t>(step)});
     const auto best = std::max_element(row.begin(), row.end()) - row.begin();
     EXPECT_EQ(best, prompt.greedy[step]) << "step " << step;
     ++compared;
@@ -160,8 +160,9 @@ TEST_P(Golden, EverySplitChunkAndCompany) {
 
 std::vector<Case> all_cases() {
   std::vector<Case> cases;
-  for (const char* checkpoint : {"tiny-chatglm3", "tiny-chatglm3-fp32", "tiny-chatglm3-fp16-sharded",
-                                 "tiny-llama3", "tiny-qwen2", "tiny-glm", "stories260k"}) {
+  for (const char* checkpoint :
+       {"tiny-chatglm3", "tiny-chatglm3-fp32", "tiny-chatglm3-fp16-sharded", "tiny-llama3",
+        "tiny-qwen2", "tiny-glm", "stories260k"}) {
     for (const char* dtype : {"fp32", "bf16", "fp16"}) {
       // stories260k was trained in fp32: fp16 does not hold its weights exactly.
       if (checkpoint == std::string("stories260k") && dtype == std::string("fp16")) continue;

@@ -16,7 +16,8 @@
 namespace trireme {
 namespace {
 
-// Keeps the positions of one sequence in its own blocks, scattered so that a table is never the identity.
+// Keeps the positions of one sequence in its own blocks, scattered so that a table is never the
+// identity.
 void fill_blocks(SequenceChunk& chunk, const Placement& placement) {
   const int32_t end = chunk.position() + chunk.token_ids_size();
   const int32_t per_sequence = placement.num_blocks() / placement.max_sequences();
@@ -114,8 +115,7 @@ std::vector<Assign> make_assignments(const RankJobOptions& options) {
   return assigns;
 }
 
-Logits run_rank(const Assign& assign, const std::vector<MicroBatch>& script,
-                Transport& transport) {
+Logits run_rank(const Assign& assign, const std::vector<MicroBatch>& script, Transport& transport) {
   check_assignment(assign);
   const auto backend =
       make_backend({.device = "cpu", .threads = assign.threads(), .isa = assign.isa()});

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The data plane of a replica without a coordinator: every rank runs the same script of micro-batches, and
-// the reporter's logits of every row are kept. The scripts force the reference's tokens, so that no
-// rank waits for another's draw.
+// The data plane of a replica without a coordinator: every rank runs the same script of
+// micro-batches, and the reporter's logits of every row are kept. The scripts force the reference's
+// tokens, so that no rank waits for another's draw.
 #pragma once
 
 #include <cstdint>
@@ -39,8 +39,9 @@ Logits run_rank(const Assign& assign, const std::vector<MicroBatch>& script, Tra
 // All ranks as threads of this process; the first error of any rank is thrown again.
 Logits run_local(const RankJobOptions& options, const std::vector<MicroBatch>& script);
 
-// A script that runs `tokens` as sequence 1: positions below prompt_length in chunks of `chunk` (0: whole),
-// the rest one at a time; `company` other sequences of seeded random ids run in the same micro-batches.
+// A script that runs `tokens` as sequence 1: positions below prompt_length in chunks of `chunk` (0:
+// whole), the rest one at a time; `company` other sequences of seeded random ids run in the same
+// micro-batches.
 std::vector<MicroBatch> make_script(const ModelSpec& model, const std::vector<int32_t>& tokens,
                                     int32_t prompt_length, int32_t chunk, int32_t company);
 

@@ -80,8 +80,10 @@ std::vector<ReferencePrompt> read_reference(const std::string& checkpoint_name) 
     if (prompt.margins.empty() && outputs.contains("min_margin")) {
       prompt.margins.assign(prompt.greedy.size(), outputs["min_margin"].get<double>());
     }
-    prompt.top_ids = array_of<int32_t>(outputs, {"last_logits_top20_ids", "last_top20_ids", "top20_ids"});
-    prompt.top_logits = array_of<float>(outputs, {"last_logits_top20", "last_top20", "top20", "top20_logits"});
+    prompt.top_ids =
+        array_of<int32_t>(outputs, {"last_logits_top20_ids", "last_top20_ids", "top20_ids"});
+    prompt.top_logits =
+        array_of<float>(outputs, {"last_logits_top20", "last_top20", "top20", "top20_logits"});
     prompt.all_logits = tensors.get(name + ".logits");
     prompt.last_logits = array_of<float>(outputs, {"logits"});
     prompts.push_back(std::move(prompt));

@@ -12,11 +12,11 @@ namespace trireme {
 
 struct ReferencePrompt {
   std::vector<int32_t> prompt;
-  std::vector<int32_t> greedy;            // without stop
-  std::vector<double> margins;            // top1 - top2 at each greedy step
-  std::vector<float> all_logits;          // [prompt, vocab]; empty if the reference has none
-  std::vector<float> last_logits;         // [vocab]; empty likewise
-  std::vector<int32_t> top_ids;           // of the last position
+  std::vector<int32_t> greedy;     // without stop
+  std::vector<double> margins;     // top1 - top2 at each greedy step
+  std::vector<float> all_logits;   // [prompt, vocab]; empty if the reference has none
+  std::vector<float> last_logits;  // [vocab]; empty likewise
+  std::vector<int32_t> top_ids;    // of the last position
   std::vector<float> top_logits;
 };
 

@@ -76,9 +76,7 @@ TEST_P(HostileBatch, IsRefused) {
     case 11:
       for (int index = 0; index < 2; ++index) add_chunk(batch, 0, {1}, {1}, false);
       break;
-    case 12:
-      add_chunk(batch, 0, {1, 2, 3, 4, 5, 6, 7}, {1, 2}, false);
-      break;
+    case 12: add_chunk(batch, 0, {1, 2, 3, 4, 5, 6, 7}, {1, 2}, false); break;
   }
   EXPECT_THROW(tensors_.load(batch), Error);
 }

@@ -133,7 +133,8 @@ TEST(Sampler, LogprobsAreOfTheRawLogits) {
 }
 
 TEST(Sampler, LogitsThatAreNotFiniteAreAnError) {
-  for (const float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+  for (const float bad :
+       {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
     EXPECT_THROW(draw({0, bad, 1}, draw_spec(1, 1, 0, 0), 0), Error);
   }
 }

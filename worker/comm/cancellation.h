@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Tells a rank's waits to give up: set once by whoever learns that the replica cannot go on (the
-// control connection's thread), read by every wait of the worker's thread. A reset() starts the next
-// epoch when the waits have been abandoned.
+// control connection's thread), read by every wait of the worker's thread. A reset() starts the
+// next epoch when the waits have been abandoned.
 #pragma once
 
 #include <atomic>

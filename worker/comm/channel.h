@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The control plane: messages between the coordinator and its workers. Channel is the coordinator's end
-// of all connections, WorkerChannel one worker's end of its own. Implementations: control.h (TCP),
-// local_channel.h (threads), tests/simulation (virtual clock).
+// The control plane: messages between the coordinator and its workers. Channel is the coordinator's
+// end of all connections, WorkerChannel one worker's end of its own. Implementations: control.h
+// (TCP), local_channel.h (threads), tests/simulation (virtual clock).
 #pragma once
 
 #include <chrono>
@@ -30,8 +30,8 @@ struct ChannelEvent {
 class Channel {
  public:
   virtual ~Channel() = default;
-  // Queues a message; never blocks. Messages to one rank arrive in order. A rank whose connection has
-  // ended is ignored: its kClosed event tells.
+  // Queues a message; never blocks. Messages to one rank arrive in order. A rank whose connection
+  // has ended is ignored: its kClosed event tells.
   virtual void send(int rank, const ToWorker& message) = 0;
   // The next event, or nullopt at once.
   virtual std::optional<ChannelEvent> poll() = 0;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The data plane: tensors among a fixed list of ranks. Every wait can be abandoned: it throws kCancelled
-// once the rank's Cancellation is set, and the Communicator must then be dropped.
+// The data plane: tensors among a fixed list of ranks. Every wait can be abandoned: it throws
+// kCancelled once the rank's Cancellation is set, and the Communicator must then be dropped.
 #pragma once
 
 #include <memory>
@@ -13,16 +13,16 @@
 
 namespace trireme {
 
-// A group of ranks seen from one of them; `rank` here is the index in the group. All members call the
-// same collectives in the same order. Used by one thread. Tensors are fp32 with stride == cols.
+// A group of ranks seen from one of them; `rank` here is the index in the group. All members call
+// the same collectives in the same order. Used by one thread. Tensors are fp32 with stride == cols.
 class Communicator {
  public:
   virtual ~Communicator() = default;
   virtual int rank() const = 0;
   virtual int size() const = 0;
 
-  // x = Σ over ranks of x, in every rank; summed in rank order, so that a row's bits depend neither on
-  // the number of rows nor on the transport.
+  // x = Σ over ranks of x, in every rank; summed in rank order, so that a row's bits depend neither
+  // on the number of rows nor on the transport.
   virtual void all_reduce_sum(Tensor x) = 0;
   // Rank r contributes mine [T, cols[r]]; `all` [T, Σ cols] in rank order is filled on root only.
   virtual void gather_columns(Tensor all, Tensor mine, std::span<const int> cols, int root) = 0;
@@ -38,8 +38,8 @@ class Communicator {
 class Transport {
  public:
   virtual ~Transport() = default;
-  // ranks: world ranks, this one among them, in group order. Every member calls it with the same list
-  // and a `tag` that no other live group uses. Only members take part.
+  // ranks: world ranks, this one among them, in group order. Every member calls it with the same
+  // list and a `tag` that no other live group uses. Only members take part.
   virtual std::unique_ptr<Communicator> make_group(std::span<const int> ranks, int tag) = 0;
 };
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Control connections over TCP: both ends, and the framing between them (a 4-byte big-endian length,
-// then a message). TLS 1.3 with a pre-shared key made of the job key: both ends prove that they have it.
-// A connection's end means that the worker is dead.
+// Control connections over TCP: both ends, and the framing between them (a 4-byte big-endian
+// length, then a message). TLS 1.3 with a pre-shared key made of the job key: both ends prove that
+// they have it. A connection's end means that the worker is dead.
 #pragma once
 
 #include <array>
@@ -28,7 +28,7 @@ struct ControlAddress {
 };
 
 struct ControlLimits {
-  std::chrono::milliseconds handshake{2000};   // until a peer has proved the key
+  std::chrono::milliseconds handshake{2000};  // until a peer has proved the key
   uint32_t unproved_frame_bytes = 256;
   uint32_t frame_bytes = 64u << 20;
   std::chrono::milliseconds heartbeat{200};
@@ -36,8 +36,8 @@ struct ControlLimits {
   std::chrono::milliseconds dead_after{10000};
 };
 
-// The coordinator's end: listens on a port that the kernel chose, on all ranks' side of the network.
-// One thread of its own does all input and output.
+// The coordinator's end: listens on a port that the kernel chose, on all ranks' side of the
+// network. One thread of its own does all input and output.
 class ControlServer : public Channel {
  public:
   ~ControlServer() override = default;

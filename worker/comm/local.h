@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Ranks as threads of one process: tensors through mailboxes, messages through queues. The transport of a
-// laptop and of the tests.
+// Ranks as threads of one process: tensors through mailboxes, messages through queues. The
+// transport of a laptop and of the tests.
 #pragma once
 
 #include <memory>

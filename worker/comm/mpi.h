@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// MPI for bootstrap and for tensors between CPU ranks. After bootstrap() rank 0 makes no MPI call until
-// the end.
+// MPI for bootstrap and for tensors between CPU ranks. After bootstrap() rank 0 makes no MPI call
+// until the end.
 #pragma once
 
 #include <chrono>
@@ -14,8 +14,8 @@ namespace trireme {
 // The MPI job that this process belongs to; one per process. Errors are returned, never fatal.
 class MpiJob {
  public:
-  MpiJob();             // MPI_Init_thread; throws kUnavailable
-  ~MpiJob();            // MPI_Finalize, unless abandoned
+  MpiJob();   // MPI_Init_thread; throws kUnavailable
+  ~MpiJob();  // MPI_Finalize, unless abandoned
   MpiJob(const MpiJob&) = delete;
 
   int rank() const;
