@@ -154,7 +154,6 @@ void Job::load(const std::function<bool()>& stop_requested, std::function<void()
   progress.finish();
   EngineOptions options;
   options.max_queue = s.max_queue;
-  options.vocab_size = s.tokenizer->size();
   s.engine =
       std::make_unique<Engine>(s.workers->topology(), s.placement, s.workers->channel(), options);
   s.engine->set_health_listener(std::move(on_health));

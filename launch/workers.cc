@@ -4,7 +4,9 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
+#include <functional>
 #include <map>
 #include <thread>
 #include <vector>
@@ -27,7 +29,7 @@ using std::chrono::milliseconds;
 using SteadyClock = std::chrono::steady_clock;
 
 constexpr milliseconds kBootstrapTimeout{30000};
-constexpr milliseconds kShutdownTimeout{2000};
+constexpr milliseconds kLeaveTimeout{1000};
 constexpr milliseconds kPollInterval{2};
 // Ranks of one job must be of one build; the number is raised with every change of a message.
 constexpr const char* kBuild = "trireme 0.1.0, protocol 1";
@@ -41,10 +43,28 @@ RankInfo describe_self(int rank, const std::string& isa) {
   return info;
 }
 
-void send_shutdown(Channel& channel, int count) {
-  ToWorker message;
-  message.mutable_shutdown();
+void send_to_all(Channel& channel, int count, const ToWorker& message) {
   for (int rank = 1; rank <= count; ++rank) channel.send(rank, message);
+}
+
+// Ends every worker that is still there: by Shutdown, which it reads between micro-batches, and
+// failing that by Abandon, which ends the wait for a peer that it may be in. True if all have left
+// in time.
+bool shut_down(Channel& channel, int count, const std::function<int()>& num_left) {
+  ToWorker shutdown;
+  shutdown.mutable_shutdown();
+  ToWorker abandon;
+  abandon.mutable_abandon()->set_reason("the job is ending");
+  for (const bool first : {true, false}) {
+    if (!first) send_to_all(channel, count, abandon);
+    send_to_all(channel, count, shutdown);
+    const auto deadline = SteadyClock::now() + kLeaveTimeout;
+    while (num_left() > 0 && SteadyClock::now() < deadline) {
+      std::this_thread::sleep_for(kPollInterval);
+    }
+    if (num_left() == 0) return true;
+  }
+  return false;
 }
 
 // ---- workers as threads ----
@@ -52,14 +72,20 @@ void send_shutdown(Channel& channel, int count) {
 class LocalWorkers : public Workers {
  public:
   LocalWorkers(int count, const PlacementFlags& flags)
-      : count_(count), hub_(make_local_hub(count)), channel_(make_local_channel(hub_)) {
+      : count_(count),
+        num_running_(count),
+        hub_(make_local_hub(count)),
+        channel_(make_local_channel(hub_)) {
     for (int rank = 1; rank <= count; ++rank) {
-      threads_.emplace_back([this, rank, isa = flags.isa] { run(rank, isa); });
+      threads_.emplace_back([this, rank, isa = flags.isa] {
+        run(rank, isa);
+        --num_running_;
+      });
     }
   }
 
   ~LocalWorkers() override {
-    send_shutdown(*channel_, count_);
+    shut_down(*channel_, count_, [this] { return num_running_.load(); });
     for (std::thread& thread : threads_) thread.join();
   }
 
@@ -74,6 +100,7 @@ class LocalWorkers : public Workers {
   }
 
   int count_;
+  std::atomic<int> num_running_;  // workers that have not returned
   std::shared_ptr<LocalHub> hub_;
   std::unique_ptr<Channel> channel_;
   std::vector<std::thread> threads_;
@@ -97,14 +124,9 @@ class MpiWorkers : public Workers {
 
   ~MpiWorkers() override {
     // Finalize would wait for ever for a rank that died or hangs.
-    bool whole = server_->connected() == count_;
-    send_shutdown(*server_, count_);
-    const auto deadline = SteadyClock::now() + kShutdownTimeout;
-    while (server_->connected() > 0 && SteadyClock::now() < deadline) {
-      std::this_thread::sleep_for(kPollInterval);
-    }
-    whole = whole && server_->connected() == 0;
-    if (!whole) mpi_job->abandon();
+    const bool whole = server_->connected() == count_;
+    const bool all_left = shut_down(*server_, count_, [this] { return server_->connected(); });
+    if (!whole || !all_left) mpi_job->abandon();
   }
 
   Channel& channel() override { return *server_; }

@@ -25,7 +25,7 @@ FLAGS = ["--pp", "2", "--max_sequences", "2"]
 
 def endless(model):
     if model == harness.tiny_model():
-        return [ids_request([1, 2, 3 + number], max_tokens=2000, ignore_eos=True) for number in range(8)]
+        return [ids_request([1, 2, 3 + number], max_tokens=2000, ignore_eos=True) for number in range(24)]
     return [chat_request(f"Tell a very long story of {number} cats.", max_tokens=4000, ignore_eos=True)
             for number in range(8)]
 
@@ -65,16 +65,16 @@ class Deaths(unittest.TestCase):
         lost = re.escape(f"rank {rank} (host {HOST}, stage {rank - 1})") + " is lost"
         with self.subTest(os.path.basename(model), rank=rank, mode=mode, working=working), \
                 Server(model, *FLAGS, ranks=3, recovery=recovery) as server:
-            streams = self.open_streams(server, model) if working else []
             victim = server.ranks()[rank]
+            streams = self.open_streams(server, model) if working else []
             killed_at = time.monotonic()
             os.kill(victim, signal.SIGKILL)
             open_ends = []
             for stream in streams:
                 stream.wait_end(10)
-                if stream.error is None and stream.ended_at < killed_at + 0.05:
-                    continue  # had all its tokens before
-                self.assertIsNotNone(stream.error, "a stream ended well without its rank")
+                if stream.error is None:  # all its tokens were made before
+                    self.assertGreaterEqual(len(stream.answer.ids), 2000)
+                    continue
                 self.assertEqual(stream.error.code().name, "UNAVAILABLE")
                 self.assertRegex(stream.error.details(), lost)
                 open_ends.append((stream.ended_at - killed_at) * 1e3)

@@ -29,12 +29,12 @@ constexpr ControlLimits kDefaults;
 
 inline std::unique_ptr<ControlServer> serve(int num_workers,
                                             const ControlLimits& limits = kDefaults) {
-  inline return make_control_server(num_workers, true, limits);
+  return make_control_server(num_workers, true, limits);
 }
 
 inline std::unique_ptr<WorkerChannel> join(const ControlServer& server, int rank,
                                            const ControlLimits& limits = kDefaults) {
-  inline return connect_control(server.address(), rank, kSoon, limits);
+  return connect_control(server.address(), rank, kSoon, limits);
 }
 
 // The next event that is not a heartbeat.
@@ -72,7 +72,7 @@ inline FromWorker result(uint64_t id) {
 }
 
 inline FileDescriptor connect_raw(const ControlServer& server) {
-  inline FileDescriptor fd(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  FileDescriptor fd(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
   sockaddr_in to{};
   to.sin_family = AF_INET;
   to.sin_port = htons(server.address().port);
@@ -99,17 +99,17 @@ inline std::optional<milliseconds> time_to_close(const FileDescriptor& fd,
 // death.
 class RawWorker {
  public:
-  RawWorker(const ControlServer& server, int rank) inline
+  RawWorker(const ControlServer& server, int rank)
       : context_(server.address().key, rank),
-        inline stream_(context_, inline connect_socket("127.0.0.1", server.address().port,
-                                                       steady_clock::now() + kSoon)) {
+        stream_(context_,
+                connect_socket("127.0.0.1", server.address().port, steady_clock::now() + kSoon)) {
     while (stream_.handshake() == TlsStream::Handshake::kPending) {
     }
-    inline FrameReader reader(1000);
+    FrameReader reader(1000);
     while (!reader.next() && !stream_.receive(reader)) {
     }
   }
-  inline void send(std::string bytes) { stream_.send(std::move(bytes)); }
+  void send(std::string bytes) { stream_.send(std::move(bytes)); }
 
  private:
   TlsContext context_;
