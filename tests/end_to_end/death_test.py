@@ -42,7 +42,10 @@ class Deaths(unittest.TestCase):
     def open_streams(self, server, model):
         streams = [Stream(server.inference.Generate(request) if model == harness.tiny_model()
                           else server.inference.Chat(request)) for request in endless(model)]
-        # Which of them come first is not known.
+        def arrived():
+            load = server.load()
+            return load.running + load.waiting + sum(not stream.is_alive() for stream in streams)
+        harness.wait_until(lambda: arrived() >= len(streams), 30, "every stream is at the server")
         harness.wait_until(lambda: sum(stream.begun() for stream in streams) >= 2, 30, "two streams begin")
         return streams
 
