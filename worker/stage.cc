@@ -77,8 +77,12 @@ Stage::Stage(const Assign& assign, Checkpoint& checkpoint, Backend& backend, Tra
     }
   }
   for (const ShardSpec& other : spec().shards()) vocab_cols_.push_back(length(other.vocab()));
-  replica_ = transport.make_group(all_ranks, 0);
-  group_ = transport.make_group(group_ranks, 1 + assign_.stage());
+  int tag = 0;  // the replicas before this one have those below
+  for (int index = 0; index < assign_.replica(); ++index) {
+    tag += 1 + placement.replicas(index).stages_size();
+  }
+  replica_ = transport.make_group(all_ranks, tag);
+  group_ = transport.make_group(group_ranks, tag + 1 + assign_.stage());
 
   const ModelSpec& model = assign_.model();
   const DType dtype = dtype_of(placement);
