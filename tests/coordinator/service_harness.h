@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A real server on a real port over a real engine; only the workers are played: a thread that
-// answers each micro-batch with tokens that follow from the sequence alone, so company cannot
-// change them.
+// A real server on a real port over a real engine; only the workers are played.
 #pragma once
 
 #include <grpcpp/grpcpp.h>
@@ -23,137 +21,9 @@
 #include "coordinator/tokenizer/chat.h"
 #include "coordinator/tokenizer/tokenizer.h"
 #include "proto/inference.grpc.pb.h"
+#include "tests/coordinator/played_workers.h"
 
 namespace trireme {
-
-using std::chrono::milliseconds;
-
-// Two stages, ranks 1 and 2.
-class PlayedWorkers : public Channel {
- public:
-  static constexpr int kReporter = 2;
-
-  explicit PlayedWorkers(const Tokenizer& tokenizer) : tokenizer_(tokenizer) {
-    thread_ = std::thread([this] { run(); });
-  }
-  ~PlayedWorkers() override {
-    {
-      const std::lock_guard lock(mutex_);
-      ending_ = true;
-    }
-    changed_.notify_all();
-    thread_.join();
-  }
-
-  void send(int rank, const ToWorker& message) override {
-    if (rank != kReporter || !message.has_micro_batch()) return;
-    {
-      const std::lock_guard lock(mutex_);
-      batches_.push_back(message.micro_batch());
-    }
-    changed_.notify_all();
-  }
-  std::optional<ChannelEvent> poll() override {
-    const std::lock_guard lock(mutex_);
-    if (events_.empty()) return std::nullopt;
-    ChannelEvent event = std::move(events_.front());
-    events_.pop_front();
-    return event;
-  }
-  void set_wake(std::function<void()> wake) override {
-    const std::lock_guard lock(mutex_);
-    wake_ = std::move(wake);
-  }
-
-  // Each micro-batch takes at least so long.
-  void set_step(milliseconds step) {
-    const std::lock_guard lock(mutex_);
-    step_ = step;
-  }
-  // While it is held nothing is answered.
-  void hold(bool held) {
-    {
-      const std::lock_guard lock(mutex_);
-      held_ = held;
-    }
-    changed_.notify_all();
-  }
-  void report(int rank, ChannelEvent::Kind kind) { report({rank, kind, {}, "it was killed"}); }
-
-  // The token after `token` at `position`: ordinary ids, among them halves of characters.
-  int32_t next_token(int32_t token, int32_t position) const {
-    int32_t id = (token * 31 + position * 17 + 7) % tokenizer_.size();
-    while (tokenizer_.is_special(id)) id = (id + 1) % tokenizer_.size();
-    return id;
-  }
-  std::vector<int32_t> continuation(const std::vector<int32_t>& prompt, int count) const {
-    std::vector<int32_t> ids;
-    int32_t last = prompt.back();
-    for (int i = 0; i < count; ++i) {
-      last = next_token(last, static_cast<int32_t>(prompt.size()) + i - 1);
-      ids.push_back(last);
-    }
-    return ids;
-  }
-
- private:
-  void report(ChannelEvent event) {
-    std::function<void()> wake;
-    {
-      const std::lock_guard lock(mutex_);
-      events_.push_back(std::move(event));
-      wake = wake_;
-    }
-    wake();
-  }
-
-  MicroBatchResult answer(const MicroBatch& batch) const {
-    MicroBatchResult result;
-    result.set_id(batch.id());
-    for (const SequenceChunk& chunk : batch.chunks()) {
-      if (!chunk.sample()) continue;
-      const int last = chunk.token_ids_size() - 1;
-      SampledToken& token = *result.add_tokens();
-      token.set_sequence(chunk.sequence());
-      token.set_token(next_token(chunk.token_ids(last), chunk.position() + last));
-      for (int32_t i = 0; i < chunk.draw().logprobs(); ++i) {
-        TokenLogprob& logprob = *token.add_logprobs();
-        logprob.set_id(i);
-        logprob.set_logprob(-static_cast<float>(i) - 0.5f);
-      }
-    }
-    return result;
-  }
-
-  void run() {
-    std::unique_lock lock(mutex_);
-    for (;;) {
-      changed_.wait(lock, [this] { return ending_ || (!held_ && !batches_.empty()); });
-      if (ending_) return;
-      const MicroBatch batch = std::move(batches_.front());
-      batches_.pop_front();
-      const milliseconds step = step_;
-      lock.unlock();
-      std::this_thread::sleep_for(step);
-      ChannelEvent event{kReporter, ChannelEvent::Kind::kMessage, {}, ""};
-      *event.message.mutable_result() = answer(batch);
-      report(std::move(event));
-      lock.lock();
-    }
-  }
-
-  const Tokenizer& tokenizer_;
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  // Guarded by mutex_.
-  std::deque<MicroBatch> batches_;
-  std::deque<ChannelEvent> events_;
-  std::function<void()> wake_;
-  milliseconds step_{0};
-  bool held_ = false;
-  bool ending_ = false;
-  std::thread thread_;
-};
 
 struct HarnessOptions {
   std::string listen = "127.0.0.1:0";

@@ -37,24 +37,21 @@ class Deaths(unittest.TestCase):
                               f"<= {CLOSE_MS}", worst <= CLOSE_MS, streams=len(values),
                               median=round(sorted(values)[len(values) // 2], 1))
 
-    def open_streams(self, server, model):
+    def open_streams(self, server, model, victim):
+        """Streams of which two are in work, at the victim if it is the small model's. That one makes tokens
+        faster than a client in Python reads, which would still be reading when its stream has long been
+        closed: so the victim stops with the first batch in its hands."""
+        small = model == harness.tiny_model()
         server.load()  # the connection stands
-        streams = [Stream(server.inference.Generate(request) if model == harness.tiny_model()
-                          else server.inference.Chat(request)) for request in endless(model)]
-        # An answer to a later call on the same connection: all of them have come before it.
-        server.load()
-        harness.wait_until(lambda: sum(stream.begun() for stream in streams) >= 2, 30, "two streams begin")
+        if small:
+            os.kill(victim, signal.SIGSTOP)
+        streams = [Stream(server.inference.Generate(request) if small else server.inference.Chat(request))
+                   for request in endless(model)]
+        harness.wait_until(lambda: server.load().running == 2 and server.load().waiting == len(streams) - 2,
+                           10, "every stream is at the server")
+        if not small:
+            harness.wait_until(lambda: sum(stream.begun() for stream in streams) >= 2, 30, "two streams begin")
         return streams
-
-    def stop_and_read(self, victim, streams):
-        """The small model makes tokens faster than a client in Python reads, which would then still read
-        when its stream has long been closed. So the victim stops first, in the middle of its work."""
-        os.kill(victim, signal.SIGSTOP)
-        count, begin = -1, time.monotonic()
-        while count != (now := sum(len(stream.answer.ids) for stream in streams)):
-            count = now
-            time.sleep(0.15)
-        self.assertLess(time.monotonic() - begin, 8, "dead_after would be the one that ends it")
 
     def check_end(self, server, lost, killed_at, recovery):
         """The server's own last words and status, and mpirun's."""
@@ -76,22 +73,17 @@ class Deaths(unittest.TestCase):
         with self.subTest(os.path.basename(model), rank=rank, mode=mode, working=working), \
                 Server(model, *FLAGS, ranks=3, recovery=recovery) as server:
             victim = server.ranks()[rank]
-            streams = self.open_streams(server, model) if working else []
-            if working and model == harness.tiny_model():
-                self.stop_and_read(victim, streams)
+            streams = self.open_streams(server, model, victim) if working else []
             killed_at = time.monotonic()
             os.kill(victim, signal.SIGKILL)
             open_ends = []
             for stream in streams:
                 stream.wait_end(10)
-                if stream.error is None:  # all its tokens were made before
-                    self.assertGreaterEqual(len(stream.answer.ids), 2000)
-                    continue
+                self.assertIsNotNone(stream.error, "a stream ended well without its rank")
                 self.assertEqual(stream.error.code().name, "UNAVAILABLE")
                 self.assertRegex(stream.error.details(), lost)
                 open_ends.append((stream.ended_at - killed_at) * 1e3)
             if working:
-                self.assertGreaterEqual(len(open_ends), 6)
                 self.assertLessEqual(max(open_ends), CLOSE_MS)
                 delays.setdefault(mode, []).extend(open_ends)
             self.check_end(server, lost, killed_at, recovery)
@@ -114,7 +106,7 @@ class Deaths(unittest.TestCase):
 
     def test_mpirun_itself(self):
         with Server(harness.tiny_model(), *FLAGS, ranks=3) as server:
-            self.open_streams(server, harness.tiny_model())
+            self.open_streams(server, harness.tiny_model(), server.ranks()[1])
             os.kill(server.process.pid, signal.SIGKILL)
             # Every rank goes with it. The streams are not looked at: grpcio 1.62 at times does not notice
             # that the last process behind a connection was killed.
