@@ -105,8 +105,9 @@ class Deaths(unittest.TestCase):
                 self.die(model, rank, recovery, working=True)
 
     def test_mpirun_itself(self):
-        with Server(harness.tiny_model(), *FLAGS, ranks=3) as server:
-            self.open_streams(server, harness.tiny_model(), server.ranks()[1])
+        model = harness.demo_model()
+        with Server(model, *FLAGS, ranks=3) as server:
+            self.open_streams(server, model, None)
             os.kill(server.process.pid, signal.SIGKILL)
             # Every rank goes with it. The streams are not looked at: grpcio 1.62 at times does not notice
             # that the last process behind a connection was killed.

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <ostream>
 #include <span>
 #include <string>
 #include <vector>
@@ -28,6 +29,10 @@ struct Case {
   const char* dtype;
   int tp;
 };
+
+void PrintTo(const Case& param, std::ostream* out) {
+  *out << param.checkpoint << " " << param.dtype << " tp " << param.tp;
+}
 
 std::string case_name(const testing::TestParamInfo<Case>& info) {
   std::string name = std::string(info.param.checkpoint) + "_" + info.param.dtype + "_tp" +
