@@ -15,8 +15,17 @@
 namespace trireme {
 namespace {
 
-using CLI::PositiveNumber;
 using std::chrono::milliseconds;
+
+// CLI11's own check prints the limits of a double.
+const CLI::Validator kPositive(
+    [](std::string& text) {
+      return text.find_first_not_of("0123456789") == std::string::npos &&
+                     text.find_first_not_of('0') != std::string::npos
+                 ? std::string()
+                 : "found " + text + ", needed is a whole number of 1 or more";
+    },
+    "POSITIVE");
 
 constexpr const char* kAboutTrireme =
     "Trireme serves a large language model from an MPI job.\n"
@@ -122,10 +131,10 @@ CLI::Option* add_repeated(CLI::App& app, const std::string& name, std::vector<st
 
 void add_placement_flags(CLI::App& app, PlacementFlags& flags) {
   app.add_option("--model", flags.model, "Hugging Face directory or GGUF file (required)");
-  app.add_option("--tp", flags.tp, "ranks that share each layer")->check(PositiveNumber);
+  app.add_option("--tp", flags.tp, "ranks that share each layer")->check(kPositive);
   app.add_option("--pp", flags.pp, "stages: ranges of layers, one after the other")
-      ->check(PositiveNumber);
-  app.add_option("--dp", flags.dp, "replicas of the whole model")->check(PositiveNumber);
+      ->check(kPositive);
+  app.add_option("--dp", flags.dp, "replicas of the whole model")->check(kPositive);
   app.add_option("--device_map", flags.device_map,
                  "auto, or a file with a placement (plan --json writes one)");
   app.add_option_function<std::string>(
@@ -135,12 +144,12 @@ void add_placement_flags(CLI::App& app, PlacementFlags& flags) {
   app.add_option("--dtype", flags.dtype, "of the weights (default: the checkpoint's)")
       ->check(CLI::IsMember({"fp32", "bf16", "fp16"}));
   app.add_option("--max_sequences", flags.max_sequences, "requests computed at once, per replica")
-      ->check(PositiveNumber);
+      ->check(kPositive);
   app.add_option("--max_batch_tokens", flags.max_batch_tokens, "tokens of one micro-batch")
-      ->check(PositiveNumber);
+      ->check(kPositive);
   app.add_option("--context", flags.context,
                  "longest prompt + output in tokens (default: the model's, or what fits)")
-      ->check(PositiveNumber);
+      ->check(kPositive);
   app.add_option("--threads", flags.threads, "of each CPU rank; 0: its share of the node's cores")
       ->check(CLI::NonNegativeNumber);
   app.add_option("--isa", flags.isa, "CPU instructions to use, for tests (auto: the best)");
@@ -155,7 +164,7 @@ CLI::App* add_serve(CLI::App& app, Options& options, std::string& dead_after) {
   serve->add_option("--address_file", flags.address_file,
                     "gets the address once the model answers; gone again at the end");
   serve->add_option("--max_queue", flags.max_queue, "requests that may wait; more are refused")
-      ->check(PositiveNumber);
+      ->check(kPositive);
   serve->add_option("--token_file", flags.token_file, "callers must prove to know its content");
   serve->add_option("--tls_cert", flags.tls_cert, "certificate chain, PEM");
   serve->add_option("--tls_key", flags.tls_key, "its private key, PEM");

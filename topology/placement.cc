@@ -199,6 +199,12 @@ void predict_bytes(const ModelSpec& model, Placement& placement) {
 Placement plan_placement(const Topology& topology, const ModelSpec& model,
                          const PlacementOptions& options) {
   check_memory_keys(topology, options);
+  if (options.context && (*options.context < 1 || *options.context > model.context_length())) {
+    throw Error(Code::kInvalidArgument, "cannot place the model: --context is " +
+                                            std::to_string(*options.context) + ", " + model.name() +
+                                            " was made for 1 to " +
+                                            std::to_string(model.context_length()) + " positions");
+  }
   const Degrees degrees = choose_degrees(topology.ranks_size(), model, options);
   Placement placement;
   for (int32_t index = 0; index < degrees.dp; ++index) {
@@ -213,8 +219,7 @@ Placement plan_placement(const Topology& topology, const ModelSpec& model,
   placement.set_block_size(options.block_size);
   placement.set_max_sequences(options.max_sequences);
   placement.set_max_batch_tokens(options.max_batch_tokens);
-  placement.set_context(
-      std::min(options.context.value_or(model.context_length()), model.context_length()));
+  placement.set_context(options.context.value_or(model.context_length()));
   choose_blocks(topology, model, options, placement);
   predict_bytes(model, placement);
   return placement;

@@ -2,6 +2,7 @@
 #include "launch/options.h"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <cstdlib>
 #include <fstream>
@@ -324,7 +325,8 @@ class InputFile : public testing::Test {
     return read_items(flags);
   }
 
-  const std::string path_ = testing::TempDir() + "/options_test_input.jsonl";
+  const std::string path_ =
+      testing::TempDir() + "/options_test_" + std::to_string(getpid()) + ".jsonl";
 };
 
 TEST_F(InputFile, LinesOverrideFlags) {

@@ -92,6 +92,15 @@ TEST(Placement, MaxMemoryLimitsAndItsKeysAreChecked) {
   EXPECT_NE(message.find("no worker is called 7"), std::string::npos) << message;
 }
 
+TEST(Placement, AContextBeyondTheModelsIsRefused) {
+  PlacementOptions options;
+  options.context = 8193;
+  const std::string message =
+      refusal([&] { plan_placement(make_topology(1, 64 * kGiB), smollm2(), options); });
+  EXPECT_NE(message.find("--context is 8193, test was made for 1 to 8192"), std::string::npos)
+      << message;
+}
+
 TEST(Placement, BlocksHoldOneSequenceAtLeastAndAllAtMost) {
   const Placement roomy = plan_placement(make_topology(1, 256 * kGiB), smollm2(), {});
   EXPECT_EQ(roomy.num_blocks(), 8192 / 16 * 32);
