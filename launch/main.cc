@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // What this process is to do, and the only place where a failure ends it.
-#include <google/protobuf/util/json_util.h>
-
 #include <chrono>
 #include <csignal>
 #include <cstdio>
@@ -14,6 +12,7 @@
 #include "launch/job.h"
 #include "launch/options.h"
 #include "launch/serve.h"
+#include "topology/device_map.h"
 
 namespace trireme {
 namespace {
@@ -33,13 +32,7 @@ int plan(const Options& options) {
     std::cout << placement_table(job.topology(), job.model(), job.placement());
     return 0;
   }
-  google::protobuf::util::JsonPrintOptions format;
-  format.preserve_proto_field_names = true;
-  std::string text;
-  if (!google::protobuf::util::MessageToJsonString(job.placement(), &text, format).ok()) {
-    throw Error(Code::kInternal, "cannot write the placement as JSON");
-  }
-  std::cout << text << '\n';
+  std::cout << placement_to_json(job.placement()) << '\n';
   return 0;
 }
 

@@ -58,7 +58,6 @@ Placement read_device_map(const std::string& path, const ModelSpec& model) {
 std::string placement_to_json(const Placement& placement) {
   google::protobuf::util::JsonPrintOptions options;
   options.preserve_proto_field_names = true;
-  options.always_print_primitive_fields = true;
   std::string json;
   // Fails for messages with Any fields only, which a Placement has not.
   (void)google::protobuf::util::MessageToJsonString(placement, &json, options);

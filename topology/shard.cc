@@ -10,8 +10,6 @@
 namespace trireme {
 namespace {
 
-int32_t length(const Range& range) { return range.end() - range.begin(); }
-
 // The begin of part `index` when `total` units are cut into `parts` as evenly as can be.
 int32_t cut(int32_t total, int32_t index, int32_t parts) {
   return static_cast<int32_t>(int64_t{total} * index / parts);

@@ -17,6 +17,8 @@ namespace trireme {
 
 constexpr int32_t kFfnUnit = 32;
 
+inline int32_t length(const Range& range) { return range.end() - range.begin(); }
+
 // Ranges of tp_rank of tp_degree; bytes are left zero. Throws kInvalidArgument if the degree is
 // more than the model can be cut into.
 ShardSpec make_shard(const ModelSpec& model, int32_t tp_rank, int32_t tp_degree);

@@ -10,8 +10,6 @@
 namespace trireme {
 namespace {
 
-int32_t length(const Range& range) { return range.end() - range.begin(); }
-
 DType dtype_of(const Placement& placement) {
   const auto dtype = parse_dtype(placement.dtype());
   if (!dtype) {

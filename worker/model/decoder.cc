@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "worker/model/decoder.h"
 
+#include "topology/shard.h"
+
 namespace trireme {
 
 Decoder::Decoder(const ModelSpec& model, const ShardSpec& shard, const Weights& weights,
@@ -12,9 +14,9 @@ Decoder::Decoder(const ModelSpec& model, const ShardSpec& shard, const Weights& 
       e_(activation_dtype(dtype)),
       hidden_(model.hidden_size()),
       head_dim_(model.head_dim()),
-      num_heads_(shard.heads().end() - shard.heads().begin()),
-      num_kv_heads_(shard.kv_heads().end() - shard.kv_heads().begin()),
-      ffn_(shard.ffn().end() - shard.ffn().begin()),
+      num_heads_(length(shard.heads())),
+      num_kv_heads_(length(shard.kv_heads())),
+      ffn_(length(shard.ffn())),
       eps_(static_cast<float>(model.norm_eps())),
       heads_{shard.heads().begin(), shard.kv_heads().begin(),
              model.num_heads() / model.num_kv_heads()},

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "kernels/base/error.h"
+#include "topology/shard.h"
 #include "worker/model/family.h"
 
 namespace trireme {
@@ -96,7 +97,7 @@ class SlicePlan {
  private:
   Part part(Segment segment) const {
     const auto of = [](int64_t total, const Range& range, int64_t unit) {
-      return Part{total * unit, range.begin() * unit, (range.end() - range.begin()) * unit};
+      return Part{total * unit, range.begin() * unit, length(range) * unit};
     };
     switch (segment) {
       case Segment::kQ: return of(model_.num_heads(), shard_.heads(), model_.head_dim());
