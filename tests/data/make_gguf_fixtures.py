@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes tests/data/gguf: run once, with `pip install gguf numpy`; the results are committed.
 
-golden.gguf holds, for each quantised type that we read, a tensor of random blocks and the fp32
+golden.gguf holds, for each quantised type that we read, tensors of random blocks and the fp32
 values that the Python `gguf` package gives for them. The others are models of this folder as
 llama.cpp would convert them: same values, llama.cpp's names, Llama's query and key rows with rotary
 pairs adjacent.
@@ -16,29 +16,48 @@ from gguf.quants import dequantize
 
 HERE = pathlib.Path(__file__).parent
 OUT = HERE / "gguf"
-ROWS, COLS = 5, 768
+ROWS, COLS = 2, 768
 
 
-def random_blocks(rng, kind):
-    """[ROWS, bytes] of blocks whose fp16 fields are finite and whose other fields are any bytes."""
+# Bytes of a block where its fp16 fields are.
+FP16_FIELDS = {
+    "Q8_0": [0], "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q2_K": [80, 82],
+    "Q3_K": [108], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208],
+}
+
+
+def random_blocks(rng, kind, fields):
+    """[ROWS, bytes] of blocks of any bytes, but for the fp16 fields: [ROWS, blocks] each."""
     values, size = gguf.GGML_QUANT_SIZES[kind]
     blocks = rng.integers(0, 256, (ROWS, COLS // values, size), dtype=np.uint8)
-    at = {"Q8_0": [0], "Q4_0": [0], "Q4_1": [0, 2], "Q6_K": [208]}[kind.name]
-    for offset in at:
-        scale = rng.normal(0, 0.1, (ROWS, COLS // values)).astype(np.float16)
-        scale[0, 0] = np.float16(6e-8)  # subnormal
-        blocks[:, :, offset : offset + 2] = scale[..., None].view(np.uint8)
+    for offset in FP16_FIELDS[kind.name]:
+        field = fields(rng, (ROWS, COLS // values))
+        blocks[:, :, offset : offset + 2] = field[..., None].view(np.uint8)
     return blocks.reshape(ROWS, -1)
+
+
+def finite(rng, shape):
+    scale = rng.normal(0, 0.1, shape).astype(np.float16)
+    scale[0, 0] = np.float16(6e-8)  # subnormal
+    return scale
+
+
+def extreme(rng, shape):
+    """Infinities, NaNs, zeros and the ends of the range."""
+    bits = [0x7C00, 0xFC00, 0x7E00, 0xFD55, 0x0000, 0x8000, 0x7BFF, 0xFBFF, 0x0001]
+    return rng.choice(np.array(bits, np.uint16), shape).view(np.float16)
 
 
 def write_golden():
     rng = np.random.default_rng(3)
     writer = gguf.GGUFWriter(OUT / "golden.gguf", "llama")
-    kinds = gguf.GGMLQuantizationType
-    for kind in (kinds.Q8_0, kinds.Q4_0, kinds.Q4_1, kinds.Q6_K):
-        blocks = random_blocks(rng, kind)
-        writer.add_tensor(kind.name, blocks, raw_dtype=kind)
-        writer.add_tensor(kind.name + ".expected", dequantize(blocks, kind).astype(np.float32))
+    for name in FP16_FIELDS:
+        kind = gguf.GGMLQuantizationType[name]
+        for suffix, fields in (("", finite), (".extreme", extreme)):
+            blocks = random_blocks(rng, kind, fields)
+            writer.add_tensor(name + suffix, blocks, raw_dtype=kind)
+            values = dequantize(blocks, kind).astype(np.float32)
+            writer.add_tensor(name + suffix + ".expected", values)
     close(writer)
 
 

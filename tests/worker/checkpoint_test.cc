@@ -4,6 +4,8 @@
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 
+#include <cmath>
+
 #include "tests/worker/model_files.h"
 
 namespace trireme {
@@ -43,6 +45,70 @@ TEST(Checkpoint, CountsWholeRowsOfMatricesAndValuesOfVectors) {
   const TensorInfo& vector = *checkpoint->find("model.norm.weight");
   checkpoint->read(vector, 0, 10, Tensor(out.data(), DType::kF32, 1, 7));
   EXPECT_EQ(checkpoint->bytes_read(), 5u * 168 * 4 + 7 * 4);
+}
+
+// A checkpoint of one tensor [3, 40], all ones but for one value.
+std::string with_value(const TemporaryFolder& folder, const char* type, const std::string& one,
+                       const std::string& value, int64_t row, int64_t col) {
+  std::string data;
+  for (int64_t i = 0; i < 3 * 40; ++i) data += i == row * 40 + col ? value : one;
+  const std::string header = std::string(R"({"w":{"dtype":")") + type +
+                             R"(","shape":[3,40],"data_offsets":[0,)" +
+                             std::to_string(data.size()) + "]}}";
+  folder.write("model.safetensors", bytes_of(uint64_t{header.size()}) + header + data);
+  return folder.path();
+}
+
+TEST(Checkpoint, RefusesValuesThatAreNotFinite) {
+  const struct {
+    const char* type;
+    std::string one;
+    std::vector<std::string> values;
+  } cases[] = {
+      {"F32",
+       bytes_of(1.0f),
+       {bytes_of(NAN), bytes_of(-NAN), bytes_of(INFINITY), bytes_of(-INFINITY),
+        bytes_of(0x7F800001)}},
+      {"BF16",
+       bytes_of(uint16_t{0x3F80}),
+       {bytes_of(uint16_t{0x7F80}), bytes_of(uint16_t{0xFF80}), bytes_of(uint16_t{0xFFFF}),
+        bytes_of(uint16_t{0x7F81})}},
+      {"F16",
+       bytes_of(uint16_t{0x3C00}),
+       {bytes_of(uint16_t{0x7C00}), bytes_of(uint16_t{0xFC00}), bytes_of(uint16_t{0xFE00}),
+        bytes_of(uint16_t{0x7C01})}},
+  };
+  for (const auto& item : cases) {
+    for (const std::string& value : item.values) {
+      const TemporaryFolder folder;
+      const auto checkpoint =
+          Checkpoint::open(with_value(folder, item.type, item.one, value, 2, 37));
+      const TensorInfo& tensor = *checkpoint->find("w");
+      for (DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
+        std::vector<std::byte> out(3 * 40 * element_size(dtype));
+        const std::string needed =
+            folder.path() +
+            "/model.safetensors: its value at row 2, column 37 is infinite or not "
+            "a number as " +
+            dtype_name(dtype);
+        expect_error(Code::kInvalidArgument, "cannot load tensor w of " + needed,
+                     [&] { checkpoint->read(tensor, 1, 30, Tensor(out.data(), dtype, 2, 10)); });
+        checkpoint->read(tensor, 0, 0, Tensor(out.data(), dtype, 2, 40));
+        checkpoint->read(tensor, 2, 0, Tensor(out.data(), dtype, 1, 37));
+      }
+    }
+  }
+}
+
+TEST(Checkpoint, RefusesValuesPastTheRangeOfTheServingType) {
+  const TemporaryFolder folder;
+  const auto checkpoint =
+      Checkpoint::open(with_value(folder, "F32", bytes_of(1.0f), bytes_of(65520.0f), 0, 0));
+  float out[40];
+  checkpoint->read(*checkpoint->find("w"), 0, 0, Tensor(out, DType::kBF16, 1, 40));
+  expect_error(Code::kInvalidArgument, "row 0, column 0 is infinite or not a number as fp16", [&] {
+    checkpoint->read(*checkpoint->find("w"), 0, 0, Tensor(out, DType::kF16, 1, 40));
+  });
 }
 
 TEST(Checkpoint, RefusesToReadATypeByName) {

@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 #include "tests/worker/model_files.h"
 #include "worker/model/checkpoint.h"
 #include "worker/model/quant.h"
@@ -152,7 +154,9 @@ TEST(Gguf, ReadsMetadataByType) {
 // golden.gguf holds what the Python gguf package makes of random blocks.
 class Dequantised : public testing::TestWithParam<const char*> {};
 
-INSTANTIATE_TEST_SUITE_P(All, Dequantised, testing::Values("Q8_0", "Q4_0", "Q4_1", "Q6_K"),
+INSTANTIATE_TEST_SUITE_P(All, Dequantised,
+                         testing::Values("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K",
+                                         "Q4_K", "Q5_K", "Q6_K"),
                          [](const auto& row) { return std::string(row.param); });
 
 TEST_P(Dequantised, EqualsTheReferenceBitForBit) {
@@ -184,6 +188,31 @@ TEST_P(Dequantised, EqualsTheReferenceBitForBit) {
       }
     }
   }
+}
+
+// Scales that are infinite, NaN, zero or the largest: a NaN has any payload, the rest all bits.
+TEST_P(Dequantised, AnyBytesAreABlock) {
+  const GgufFile file(test_data("gguf/golden.gguf"));
+  const std::string name = std::string(GetParam()) + ".extreme";
+  const GgufTensor& tensor = file.tensors().at(name);
+  const GgufTensor& expected = file.tensors().at(name + ".expected");
+  const int64_t cols = tensor.shape[1];
+  std::vector<float> want(tensor.shape[0] * cols);
+  std::memcpy(want.data(), file.file().data() + expected.offset, expected.bytes);
+  std::vector<float> got(cols);
+  int64_t not_finite = 0;
+  for (int64_t row = 0; row < tensor.shape[0]; ++row) {
+    const std::byte* data = file.file().data() + tensor.offset;
+    convert_row(*find_ggml_type(tensor.type), data + row * (tensor.bytes / tensor.shape[0]), 0,
+                Tensor(got.data(), DType::kF32, 1, cols));
+    for (int64_t i = 0; i < cols; ++i) {
+      const float value = want[row * cols + i];
+      not_finite += std::isfinite(value) ? 0 : 1;
+      if (std::isnan(value) && std::isnan(got[i])) continue;
+      ASSERT_EQ(bytes_of(got[i]), bytes_of(value)) << "row " << row << " column " << i;
+    }
+  }
+  EXPECT_GT(not_finite, 0);
 }
 
 }  // namespace

@@ -59,14 +59,28 @@ class MappedCheckpoint final : public Checkpoint {
     const uint64_t row_bytes = info.bytes / static_cast<uint64_t>(info.rows());
     const uint64_t begin = tensor.offset + static_cast<uint64_t>(row) * row_bytes;
     for (int64_t i = 0; i < out.rows; ++i) {
-      convert_row(*tensor.stored, tensor.file->data() + begin + i * row_bytes, col,
-                  out.row_range(i, 1));
+      const Tensor values = out.row_range(i, 1);
+      convert_row(*tensor.stored, tensor.file->data() + begin + i * row_bytes, col, values);
+      require_finite(tensor, row + i, col, values);
     }
     // The values are in `out` now: without this the process would hold the checkpoint twice.
     tensor.file->release(begin, static_cast<uint64_t>(out.rows) * row_bytes);
   }
 
  private:
+  // One NaN among the weights makes every logit NaN.
+  static void require_finite(const StoredTensor& tensor, int64_t row, int64_t col, Tensor values) {
+    const int64_t at = first_not_finite(values);
+    if (at < 0) return;
+    throw Error(Code::kInvalidArgument,
+                "cannot load tensor " + tensor.name + " of " + tensor.file->path() +
+                    ": its value at row " + std::to_string(row) + ", column " +
+                    std::to_string(col + at) + " is infinite or not a number as " +
+                    dtype_name(values.dtype) +
+                    "; finite weights are needed: download the file again, or serve with another "
+                    "--dtype if this one's range is too small");
+  }
+
   std::unordered_map<std::string, StoredTensor> tensors_;
   uint64_t total_bytes_ = 0;
 };

@@ -1,93 +1,35 @@
 // SPDX-License-Identifier: Apache-2.0
-// Block layouts as the GGUF format defines them. A product is rounded to fp32 before the next
-// operation, so the values are those of the format's reference, bit for bit.
 #include "worker/model/quant.h"
 
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <limits>
+
+#include "worker/model/ggml_blocks.h"
 
 namespace trireme {
 namespace {
 
 constexpr int64_t kMaxBlockValues = 256;
 
-// Blocks lie at any address, so every field is copied out.
-template <typename T>
-T load(const std::byte* data) {
-  T value;
-  std::memcpy(&value, data, sizeof(value));
-  return value;
+// Values lie at any address, so they are copied out.
+uint16_t load_bits(const std::byte* data) {
+  uint16_t bits;
+  std::memcpy(&bits, data, sizeof(bits));
+  return bits;
 }
-
-float load_fp16(const std::byte* data) { return fp16_to_float(load<uint16_t>(data)); }
 
 void decode_f32(const std::byte* data, int64_t blocks, float* out) {
   std::memcpy(out, data, blocks * sizeof(float));
 }
 
 void decode_f16(const std::byte* data, int64_t blocks, float* out) {
-  for (int64_t i = 0; i < blocks; ++i) out[i] = load_fp16(data + 2 * i);
+  for (int64_t i = 0; i < blocks; ++i) out[i] = fp16_to_float(load_bits(data + 2 * i));
 }
 
 void decode_bf16(const std::byte* data, int64_t blocks, float* out) {
-  for (int64_t i = 0; i < blocks; ++i) out[i] = bf16_to_float(load<uint16_t>(data + 2 * i));
-}
-
-// fp16 scale, 32 x int8.
-void decode_q8_0(const std::byte* data, int64_t blocks, float* out) {
-  for (; blocks > 0; --blocks, data += 34, out += 32) {
-    const float scale = load_fp16(data);
-    for (int i = 0; i < 32; ++i) out[i] = scale * static_cast<float>(load<int8_t>(data + 2 + i));
-  }
-}
-
-// fp16 scale, 32 x 4 bits: the low nibbles are values 0 to 15, the high ones 16 to 31; zero is 8.
-void decode_q4_0(const std::byte* data, int64_t blocks, float* out) {
-  for (; blocks > 0; --blocks, data += 18, out += 32) {
-    const float scale = load_fp16(data);
-    for (int i = 0; i < 16; ++i) {
-      const int pair = load<uint8_t>(data + 2 + i);
-      out[i] = scale * static_cast<float>((pair & 15) - 8);
-      out[i + 16] = scale * static_cast<float>((pair >> 4) - 8);
-    }
-  }
-}
-
-// fp16 scale, fp16 minimum, 32 x 4 bits in the order of Q4_0.
-void decode_q4_1(const std::byte* data, int64_t blocks, float* out) {
-  for (; blocks > 0; --blocks, data += 20, out += 32) {
-    const float scale = load_fp16(data);
-    const float minimum = load_fp16(data + 2);
-    for (int i = 0; i < 16; ++i) {
-      const int pair = load<uint8_t>(data + 4 + i);
-      out[i] = scale * static_cast<float>(pair & 15) + minimum;
-      out[i + 16] = scale * static_cast<float>(pair >> 4) + minimum;
-    }
-  }
-}
-
-// 256 values of 6 bits: their low nibbles (128 bytes), their two high bits (64 bytes), an int8
-// scale for each 16 values (16 bytes), an fp16 scale of the scales. Zero is 32.
-void decode_q6_k(const std::byte* data, int64_t blocks, float* out) {
-  for (; blocks > 0; --blocks, data += 210, out += 256) {
-    const std::byte* low = data;
-    const std::byte* high = data + 128;
-    const std::byte* scales = data + 192;
-    const float scale = load_fp16(data + 208);
-    for (int v = 0; v < 256; ++v) {
-      // Each half of 128 values is four quarters of 32: the first two share their bytes of `low`
-      // with the last two, and all four share their bytes of `high`.
-      const int half = v / 128;
-      const int quarter = v % 128 / 32;
-      const int lane = v % 32;
-      const int nibble =
-          load<uint8_t>(low + 64 * half + 32 * (quarter & 1) + lane) >> 4 * (quarter / 2) & 15;
-      const int top = load<uint8_t>(high + 32 * half + lane) >> 2 * quarter & 3;
-      const float group = scale * static_cast<float>(load<int8_t>(scales + v / 16));
-      out[v] = group * static_cast<float>((nibble | top << 4) - 32);
-    }
-  }
+  for (int64_t i = 0; i < blocks; ++i) out[i] = bf16_to_float(load_bits(data + 2 * i));
 }
 
 constexpr std::array kTypes = {
@@ -97,15 +39,15 @@ constexpr std::array kTypes = {
     StoredType{"Q8_0", 8, 32, 34, decode_q8_0},
     StoredType{"Q4_0", 2, 32, 18, decode_q4_0},
     StoredType{"Q4_1", 3, 32, 20, decode_q4_1},
+    StoredType{"Q5_0", 6, 32, 22, decode_q5_0},
+    StoredType{"Q5_1", 7, 32, 24, decode_q5_1},
+    StoredType{"Q2_K", 10, 256, 84, decode_q2_k},
+    StoredType{"Q3_K", 11, 256, 110, decode_q3_k},
+    StoredType{"Q4_K", 12, 256, 144, decode_q4_k},
+    StoredType{"Q5_K", 13, 256, 176, decode_q5_k},
     StoredType{"Q6_K", 14, 256, 210, decode_q6_k},
     // Known so that a file holding them opens and the refusal can name them.
-    StoredType{"Q5_0", 6, 32, 22, nullptr},
-    StoredType{"Q5_1", 7, 32, 24, nullptr},
     StoredType{"Q8_1", 9, 32, 40, nullptr},
-    StoredType{"Q2_K", 10, 256, 84, nullptr},
-    StoredType{"Q3_K", 11, 256, 110, nullptr},
-    StoredType{"Q4_K", 12, 256, 144, nullptr},
-    StoredType{"Q5_K", 13, 256, 176, nullptr},
     StoredType{"Q8_K", 15, 256, 292, nullptr},
     StoredType{"IQ2_XXS", 16, 256, 66, nullptr},
     StoredType{"IQ2_XS", 17, 256, 74, nullptr},
@@ -153,6 +95,21 @@ bool same_type(const StoredType& type, DType dtype) {
          (type.decode == decode_bf16 && dtype == DType::kBF16);
 }
 
+// A value is not finite where all bits of its exponent are set, that is where the value without
+// its sign is not below `limit`. The first loop is what runs on sound weights: it must vectorise.
+template <typename Bits>
+int64_t first_from(const Bits* values, int64_t count, Bits limit) {
+  constexpr Bits kMagnitude = std::numeric_limits<Bits>::max();  // Bits is signed
+  Bits largest = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    largest = std::max(largest, static_cast<Bits>(values[i] & kMagnitude));
+  }
+  if (largest < limit) return -1;
+  return std::find_if(values, values + count,
+                      [&](Bits bits) { return (bits & kMagnitude) >= limit; }) -
+         values;
+}
+
 }  // namespace
 
 std::span<const StoredType> stored_types() { return kTypes; }
@@ -190,6 +147,14 @@ void convert_row(const StoredType& type, const std::byte* row, int64_t col, Tens
     store(scratch + skip, count, out.dtype, out.at(0, done));
     done += count;
   }
+}
+
+int64_t first_not_finite(Tensor out) {
+  if (out.dtype == DType::kF32) {
+    return first_from(static_cast<const int32_t*>(out.data), out.cols, int32_t{0x7F800000});
+  }
+  const int16_t limit = out.dtype == DType::kBF16 ? 0x7F80 : 0x7C00;
+  return first_from(static_cast<const int16_t*>(out.data), out.cols, limit);
 }
 
 }  // namespace trireme

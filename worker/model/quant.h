@@ -31,4 +31,8 @@ const StoredType* find_ggml_type(uint32_t number);
 // type.decode, and a row of at least col + out.cols values.
 void convert_row(const StoredType& type, const std::byte* row, int64_t col, Tensor out);
 
+// The first column of the one row of `out` (fp32, bf16, fp16) that is infinite or not a number; -1
+// where all are finite.
+int64_t first_not_finite(Tensor out);
+
 }  // namespace trireme
