@@ -2,6 +2,7 @@
 // The tokenizer in the metadata of a GGUF file, which names its pre-tokenizer instead of spelling
 // it.
 #include "coordinator/tokenizer/byte_bpe.h"
+#include "coordinator/tokenizer/sentencepiece.h"
 #include "kernels/base/error.h"
 #include "worker/model/gguf.h"
 
@@ -73,11 +74,12 @@ void read_merges(const std::vector<std::string>& merges, ByteBpeModel& model) {
 std::unique_ptr<Tokenizer> load_gguf_tokenizer(const std::string& file) {
   const GgufFile gguf(file);
   const std::string kind = need(gguf.string("tokenizer.ggml.model"), file, "tokenizer.ggml.model");
+  if (kind == "llama") return load_gguf_sentencepiece(gguf);
   if (kind != "gpt2") {
     throw Error(Code::kUnimplemented,
                 "cannot load the tokenizer of " + file + ": tokenizer.ggml.model is \"" + kind +
-                    "\", only byte-level BPE (\"gpt2\") is read from GGUF; use the checkpoint's HF "
-                    "directory");
+                    "\", only byte-level BPE (\"gpt2\") and sentencepiece BPE (\"llama\") are read "
+                    "from GGUF; use the checkpoint's HF directory");
   }
   ByteBpeModel model(file);
   const Pre& pre =

@@ -119,8 +119,10 @@ ChatSettings read_chat_settings(const std::string& path, const std::string& fami
   }
   const GgufFile gguf(path);
   settings.chat_template = gguf.string("tokenizer.chat_template").value_or("");
-  // Old conversions of Llama 3 leave the flag out and mean it.
-  const bool by_default = gguf.string("tokenizer.ggml.pre").value_or("") == "llama-bpe";
+  // Where the flag is left out, Llama's own tokenizers mean it: sentencepiece ("llama"), and old
+  // conversions of Llama 3.
+  const bool by_default = gguf.string("tokenizer.ggml.model").value_or("") == "llama" ||
+                          gguf.string("tokenizer.ggml.pre").value_or("") == "llama-bpe";
   if (gguf.boolean("tokenizer.ggml.add_bos_token").value_or(by_default)) settings.prefix = bos;
   return settings;
 }

@@ -36,17 +36,15 @@ struct CloseModel {
 };
 using Model = std::unique_ptr<void, CloseModel>;
 
-Model open_model(const std::string& file) {
-  const MappedFile bytes(file);
-  if (bytes.size() == 0 || bytes.size() > kFileBytesMax) {
-    throw Error(Code::kInvalidArgument,
-                "cannot load " + file + ": it has " + std::to_string(bytes.size()) +
-                    " bytes, a sentencepiece model has 1 to " + std::to_string(kFileBytesMax) +
-                    "; copy the checkpoint's tokenizer.model again");
+Model open_model(const std::string& file, std::string_view bytes) {
+  if (bytes.empty() || bytes.size() > kFileBytesMax) {
+    throw Error(Code::kInvalidArgument, "cannot load " + file + ": its sentencepiece model has " +
+                                            std::to_string(bytes.size()) + " bytes, 1 to " +
+                                            std::to_string(kFileBytesMax) +
+                                            " are needed; copy the checkpoint's file again");
   }
   std::string reason;
-  void* model = sentencepiece_module().open(reinterpret_cast<const char*>(bytes.data()),
-                                            bytes.size(), &reason, append_bytes);
+  void* model = sentencepiece_module().open(bytes.data(), bytes.size(), &reason, append_bytes);
   if (model == nullptr) {
     throw Error(Code::kInvalidArgument,
                 "cannot load " + file + ": not a sound sentencepiece model (" + reason +
@@ -57,8 +55,9 @@ Model open_model(const std::string& file) {
 
 class SentencePieceTokenizer final : public Tokenizer {
  public:
-  SentencePieceTokenizer(const std::string& file, std::span<const char* const> appended)
-      : model_(open_model(file)) {
+  SentencePieceTokenizer(const std::string& file, std::string_view bytes,
+                         std::span<const char* const> appended)
+      : model_(open_model(file, bytes)) {
     read_pieces(file);
     for (const char* text : appended) {
       special_ids_.emplace(text, size());
@@ -158,7 +157,13 @@ class SentencePieceTokenizer final : public Tokenizer {
 std::unique_ptr<Tokenizer> load_sentencepiece(const std::string& file, const std::string& family) {
   std::span<const char* const> appended;
   if (family == "chatglm") appended = kChatGlmTokens;
-  return std::make_unique<SentencePieceTokenizer>(file, appended);
+  const MappedFile bytes(file);
+  return std::make_unique<SentencePieceTokenizer>(
+      file, std::string_view(reinterpret_cast<const char*>(bytes.data()), bytes.size()), appended);
+}
+
+std::unique_ptr<Tokenizer> make_sentencepiece(const std::string& file, std::string_view bytes) {
+  return std::make_unique<SentencePieceTokenizer>(file, bytes, std::span<const char* const>());
 }
 
 }  // namespace trireme
