@@ -34,9 +34,14 @@ struct Weight {
 };
 
 // One layer's paged cache on this shard: k and v are each [num_blocks, K, block_size, D] of E.
+// Before it may stand learned keys and values, each [K, prefix_length, D] of E (P-tuning v2: Liu et
+// al. 2021): they belong to no position, are not rotated, and every token sees all of them.
 struct KvLayer {
   void* k = nullptr;
   void* v = nullptr;
+  const void* prefix_k = nullptr;
+  const void* prefix_v = nullptr;
+  int32_t prefix_length = 0;
   DType dtype = DType::kF32;
   int32_t num_blocks = 0;
   int32_t num_heads = 0;  // K
@@ -78,8 +83,18 @@ struct HeadMap {
   int32_t group = 1;  // query heads that share a KV head
 };
 
+// What a layer's attention computes, beside its shapes.
+struct AttentionSpec {
+  float scale = 0;     // of q · k; 1 / sqrt(D) as a rule. Must be positive
+  float softcap = 0;   // c > 0: a score s becomes c · tanh(s / c) (Gemma Team 2024)
+  int32_t window = 0;  // w > 0: a token at p sees the positions (p - w, p] (Beltagy et al. 2020)
+};
+
 class Backend {
  public:
+  // gelu_tanh: Hendrycks & Gimpel 2016, x / 2 · (1 + tanh(sqrt(2 / π) · (x + 0.044715 · x³))).
+  enum class Activation { kSilu, kGeluTanh };
+
   virtual ~Backend() = default;
 
   virtual std::string name() const = 0;  // "cpu avx512_bf16, 2 threads"
@@ -105,6 +120,9 @@ class Backend {
   // weight [H] fp32. Accumulates fp32. (Zhang & Sennrich 2019)
   virtual void rms_norm(Tensor y, Tensor x, const float* weight, float eps) = 0;
 
+  // The same on each head of x [T, heads · D] fp32 alone, in place: mean over its D.  weight [D].
+  virtual void rms_norm_heads(Tensor x, int32_t num_heads, const float* weight, float eps) = 0;
+
   // y[t, n] = Σ_k x[t, k] · w[n, k] + bias[n].  x [T, K] of activation_dtype(w.dtype); y [T, N]
   // fp32; bias [N] fp32 or null. Accumulates fp32 in ascending k, one chain of a fixed shape per
   // (dtype, ISA).
@@ -118,17 +136,26 @@ class Backend {
   // Writes k and v [T, K · D] fp32, rounded to kv.dtype, to the slots of the cache.
   virtual void store_kv(const KvLayer& kv, Tensor k, Tensor v, const int32_t* slots) = 0;
 
-  // Causal attention of each token over the positions of its own sequence up to its own.
-  //   y [T, Q · D] of E; q [T, Q · D] fp32. softmax(q · k / sqrt(D)) · v, softmax in fp32,
-  //   positions taken in fixed blocks, in order, whatever the chunking (decision 5).
+  // Causal attention of each token over the prefix and the positions of its own sequence up to its
+  // own that lie in its window.
+  //   y [T, Q · D] of E; q [T, Q · D] fp32. softmax(cap(q · k · scale)) · v, softmax in fp32, the
+  //   prefix and then positions taken in fixed blocks, in order, whatever the chunking (decision
+  //   5).
   virtual void attention(Tensor y, Tensor q, const KvLayer& kv, const BatchView& batch,
-                         const HeadMap& heads) = 0;
+                         const HeadMap& heads, const AttentionSpec& spec) = 0;
 
   // x += h.  Both [T, H] fp32.
   virtual void add(Tensor x, Tensor h) = 0;
 
-  // y = silu(gate) · up.  gate_up [T, 2F] fp32 with gate first; y [T, F] of E.
-  virtual void silu_mul(Tensor y, Tensor gate_up) = 0;
+  // x *= factor.  x [T, H] fp32.
+  virtual void scale(Tensor x, float factor) = 0;
+
+  // x = cap · tanh(x / cap).  x [n, V] fp32; cap > 0.
+  virtual void soft_cap(Tensor x, float cap) = 0;
+
+  // y = activation(gate) · up, silu(x) = x / (1 + exp(-x)).  gate_up [T, 2F] fp32 with gate first;
+  // y [T, F] of E. (Shazeer 2020)
+  virtual void gated_activation(Tensor y, Tensor gate_up, Activation activation) = 0;
 
   // y[i, :] = x[rows[i], :].  y [n, H], x [T, H] fp32; rows [n].
   virtual void gather_rows(Tensor y, Tensor x, const int32_t* rows) = 0;

@@ -54,7 +54,7 @@ AttentionKernel attention_kernel(Isa isa) {
 
 void attention(Isa isa, Team& team, Workspace& scratch, std::vector<TokenRange>& ranges,
                const Tensor& y, const Tensor& q, const KvLayer& kv, const BatchView& batch,
-               const HeadMap& heads) {
+               const HeadMap& heads, const AttentionSpec& spec) {
   const auto num_heads = static_cast<int32_t>(q.cols / kv.head_dim);
   int32_t most_heads = 1;
   for (int32_t g = 0; g < kv.num_heads; ++g) {
@@ -77,6 +77,7 @@ void attention(Isa isa, Team& team, Workspace& scratch, std::vector<TokenRange>&
     item.first_position = range.position;
     item.tokens = range.tokens;
     item.heads = local.end - local.begin;
+    item.spec = spec;
     const int64_t column = int64_t{local.begin} * kv.head_dim;
     const int64_t columns = int64_t{item.heads} * kv.head_dim;
     item.q = q.row_range(range.token, range.tokens).column_range(column, columns);

@@ -2,9 +2,10 @@
 // Causal attention over the paged cache.
 //
 // Keys are taken in blocks of kPositions fixed positions (0-63, 64-127, …), in order, with a
-// running maximum and sum (online softmax: Milakov & Gimelshein 2018). What one row (a token and a
-// query head) computes depends on its own position only, so it is bit-identical whatever the
-// chunking.
+// running maximum and sum (online softmax: Milakov & Gimelshein 2018); a learned prefix comes
+// first, in blocks of its own. What one row (a token and a query head) computes depends on its own
+// position only, so it is bit-identical whatever the chunking: a block of which it sees nothing,
+// behind it or before its window, leaves it untouched even where its neighbours read that block.
 //
 // One work item is some neighbouring tokens of a sequence with all query heads that share one KV
 // head: a block of keys and values is read and widened once for all these rows.
@@ -29,6 +30,7 @@ struct AttentionItem {
   int32_t first_position = 0;  // of the item's first token
   int32_t tokens = 0;
   int32_t heads = 0;
+  AttentionSpec spec;
   Tensor q;  // [tokens, heads · D] fp32
   Tensor y;  // the same of bf16 or fp32
 };
@@ -48,6 +50,6 @@ struct TokenRange {
 // only grow.
 void attention(Isa isa, Team& team, Workspace& scratch, std::vector<TokenRange>& ranges,
                const Tensor& y, const Tensor& q, const KvLayer& kv, const BatchView& batch,
-               const HeadMap& heads);
+               const HeadMap& heads, const AttentionSpec& spec);
 
 }  // namespace trireme::cpu

@@ -13,7 +13,7 @@ struct AttentionScratch {
   // Values and sums are padded to this many columns, the widest register tile.
   static constexpr int64_t kColumnUnit = 32;
 
-  float* q = nullptr;        // [rows, D], scaled by 1 / sqrt(D)
+  float* q = nullptr;        // [rows, D], times the scale
   float* scores = nullptr;   // [rows, 64], then their exponentials
   float* sums = nullptr;     // [rows, width] of the values, weighted
   float* maximum = nullptr;  // [rows]

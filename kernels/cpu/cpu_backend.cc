@@ -25,6 +25,7 @@ using cpu::Isa;
 constexpr int kMaxThreads = 4096;
 // Elements that a thread must get for its start to pay.
 constexpr int64_t kElementsPerThread = 32768;
+constexpr int64_t kCostOfExp = 8;  // elements that an addition does in the time of an exponential
 
 std::string shape(const Tensor& t) {
   return std::string(dtype_name(t.dtype)) + " [" + std::to_string(t.rows) + ", " +
@@ -47,6 +48,16 @@ bool is_activation(DType dtype) { return dtype == DType::kF32 || dtype == DType:
 void check_kv(const KvLayer& kv) {
   CHECK(is_activation(kv.dtype) && kv.head_dim > 0 && kv.block_size > 0,
         std::string("a cache of ") + dtype_name(kv.dtype));
+}
+
+void check_attention(const KvLayer& kv, const AttentionSpec& spec) {
+  check_kv(kv);
+  CHECK(kv.prefix_length >= 0 &&
+            (kv.prefix_length == 0 || (kv.prefix_k != nullptr && kv.prefix_v != nullptr)),
+        "a prefix of " + std::to_string(kv.prefix_length) + " without data");
+  CHECK(spec.scale > 0 && spec.softcap >= 0 && spec.window >= 0,
+        "scale " + std::to_string(spec.scale) + ", softcap " + std::to_string(spec.softcap) +
+            ", window " + std::to_string(spec.window));
 }
 
 class CpuBackend final : public Backend {
@@ -101,6 +112,16 @@ class CpuBackend final : public Backend {
     });
   }
 
+  void rms_norm_heads(Tensor x, int32_t num_heads, const float* weight, float eps) override {
+    const int64_t head_dim = check_of_heads(x, num_heads);
+    for_rows(x.rows, x.cols, [&](int64_t t) {
+      for (int32_t h = 0; h < num_heads; ++h) {
+        float* head = x.row<float>(t) + h * head_dim;
+        rows_.rms_norm(head, DType::kF32, head, weight, head_dim, eps);
+      }
+    });
+  }
+
   void matmul(Tensor y, Tensor x, const Weight& w, const float* bias) override {
     check_fp32(y, x.rows, w.n);
     check_tensor(x, x.dtype == activation_dtype(w.dtype), x.rows, w.k);
@@ -109,9 +130,7 @@ class CpuBackend final : public Backend {
 
   void rope(Tensor x, int32_t num_heads, const int32_t* positions,
             const RopeTable& table) override {
-    CHECK(num_heads > 0 && x.cols % num_heads == 0, shape(x));
-    check_fp32(x, x.rows, x.cols);
-    const int64_t head_dim = x.cols / num_heads;
+    const int64_t head_dim = check_of_heads(x, num_heads);
     const int64_t pairs = table.rotary_dim / 2;
     CHECK(table.rotary_dim % 2 == 0 && table.rotary_dim <= head_dim, "rotary_dim");
     for_rows(x.rows, x.cols, [&](int64_t t) {
@@ -146,14 +165,14 @@ class CpuBackend final : public Backend {
   }
 
   void attention(Tensor y, Tensor q, const KvLayer& kv, const BatchView& batch,
-                 const HeadMap& heads) override {
-    check_kv(kv);
+                 const HeadMap& heads, const AttentionSpec& spec) override {
+    check_attention(kv, spec);
     check_tensor(y, y.dtype == kv.dtype, q.rows, q.cols);
     check_fp32(q, batch.num_tokens, q.cols);
     check_heads(q, kv, heads);
     check_batch(kv, batch);
     if (q.rows == 0 || q.cols == 0) return;
-    cpu::attention(isa_, team_, scratch_, ranges_, y, q, kv, batch, heads);
+    cpu::attention(isa_, team_, scratch_, ranges_, y, q, kv, batch, heads, spec);
   }
 
   void add(Tensor x, Tensor h) override {
@@ -163,12 +182,25 @@ class CpuBackend final : public Backend {
              [&](int64_t t) { rows_.add(x.row<float>(t), h.row<float>(t), x.cols); });
   }
 
-  void silu_mul(Tensor y, Tensor gate_up) override {
+  void scale(Tensor x, float factor) override {
+    check_fp32(x, x.rows, x.cols);
+    for_rows(x.rows, x.cols, [&](int64_t t) { rows_.scale(x.row<float>(t), factor, x.cols); });
+  }
+
+  void soft_cap(Tensor x, float cap) override {
+    check_fp32(x, x.rows, x.cols);
+    CHECK(cap > 0, "a cap of " + std::to_string(cap));
+    for_rows(x.rows, kCostOfExp * x.cols,
+             [&](int64_t t) { rows_.soft_cap(x.row<float>(t), cap, x.cols); });
+  }
+
+  void gated_activation(Tensor y, Tensor gate_up, Activation activation) override {
     check_tensor(y, is_activation(y.dtype), gate_up.rows, gate_up.cols / 2);
     check_fp32(gate_up, y.rows, 2 * y.cols);
-    for_rows(y.rows, 8 * y.cols, [&](int64_t t) {  // an exponential costs as much as 8 additions
+    const auto kernel = activation == Activation::kSilu ? rows_.silu_mul : rows_.gelu_tanh_mul;
+    for_rows(y.rows, kCostOfExp * y.cols, [&](int64_t t) {
       const float* gate = gate_up.row<float>(t);
-      rows_.silu_mul(y.at(t), y.dtype, gate, gate + y.cols, y.cols);
+      kernel(y.at(t), y.dtype, gate, gate + y.cols, y.cols);
     });
   }
 
@@ -195,6 +227,13 @@ class CpuBackend final : public Backend {
     cpu::parallel_for(team_, parts, [&](int64_t part, int) {
       for (int64_t row = rows * part / parts; row < rows * (part + 1) / parts; ++row) fn(row);
     });
+  }
+
+  // D of x [T, heads · D] fp32.
+  static int64_t check_of_heads(const Tensor& x, int32_t num_heads) {
+    CHECK(num_heads > 0 && x.cols % num_heads == 0, shape(x));
+    check_fp32(x, x.rows, x.cols);
+    return x.cols / num_heads;
   }
 
   static void check_heads(const Tensor& q, const KvLayer& kv, const HeadMap& heads) {

@@ -21,11 +21,16 @@ struct RopeRow {
 struct RowKernels {
   // y = x / sqrt(mean(x²) + eps) · weight
   void (*rms_norm)(void* y, DType type, const float* x, const float* weight, int64_t n, float eps);
-  // y = gate / (1 + exp(-gate)) · up
+  // y = activation(gate) · up
   void (*silu_mul)(void* y, DType type, const float* gate, const float* up, int64_t n);
+  void (*gelu_tanh_mul)(void* y, DType type, const float* gate, const float* up, int64_t n);
   void (*convert)(void* y, DType type, const float* x, int64_t n);
   // x += h
   void (*add)(float* x, const float* h, int64_t n);
+  // x *= factor
+  void (*scale)(float* x, float factor, int64_t n);
+  // x = cap · tanh(x / cap)
+  void (*soft_cap)(float* x, float cap, int64_t n);
   void (*rope)(float* head, const RopeRow& angles);
 };
 

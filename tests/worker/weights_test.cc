@@ -40,14 +40,18 @@ class PlainBackend final : public Backend {
   }
   void embed(Tensor, const int32_t*, const Weight&, int32_t) override { std::abort(); }
   void rms_norm(Tensor, Tensor, const float*, float) override { std::abort(); }
+  void rms_norm_heads(Tensor, int32_t, const float*, float) override { std::abort(); }
   void matmul(Tensor, Tensor, const Weight&, const float*) override { std::abort(); }
   void rope(Tensor, int32_t, const int32_t*, const RopeTable&) override { std::abort(); }
   void store_kv(const KvLayer&, Tensor, Tensor, const int32_t*) override { std::abort(); }
-  void attention(Tensor, Tensor, const KvLayer&, const BatchView&, const HeadMap&) override {
+  void attention(Tensor, Tensor, const KvLayer&, const BatchView&, const HeadMap&,
+                 const AttentionSpec&) override {
     std::abort();
   }
   void add(Tensor, Tensor) override { std::abort(); }
-  void silu_mul(Tensor, Tensor) override { std::abort(); }
+  void scale(Tensor, float) override { std::abort(); }
+  void soft_cap(Tensor, float) override { std::abort(); }
+  void gated_activation(Tensor, Tensor, Activation) override { std::abort(); }
   void gather_rows(Tensor, Tensor, const int32_t*) override { std::abort(); }
 
   int packs = 0;

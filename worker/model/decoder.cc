@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "worker/model/decoder.h"
 
+#include <cmath>
+
 #include "topology/shard.h"
 
 namespace trireme {
@@ -20,6 +22,7 @@ Decoder::Decoder(const ModelSpec& model, const ShardSpec& shard, const Weights& 
       eps_(static_cast<float>(model.norm_eps())),
       heads_{shard.heads().begin(), shard.kv_heads().begin(),
              model.num_heads() / model.num_kv_heads()},
+      attention_{1 / std::sqrt(static_cast<float>(model.head_dim()))},
       rope_(make_rope_table(model.rope(), max_positions, backend)) {
   const auto allocate = [&](DType type, int64_t cols) {
     return backend.allocate(static_cast<size_t>(max_tokens * cols * element_size(type)));
@@ -60,7 +63,7 @@ void Decoder::attention_block(const LayerWeights& layer, Tensor x, const BatchVi
             batch.positions, rope_);
   ops_.store_kv(kv, qkv.column_range(q_cols, kv_cols), qkv.column_range(q_cols + kv_cols, kv_cols),
                 batch.slots);
-  ops_.attention(a, qkv.column_range(0, q_cols), kv, batch, heads_);
+  ops_.attention(a, qkv.column_range(0, q_cols), kv, batch, heads_, attention_);
   ops_.matmul(branch, a, layer.attention_out, nullptr);
   group_.all_reduce_sum(branch);
   ops_.add(x, branch);
@@ -74,7 +77,7 @@ void Decoder::mlp_block(const LayerWeights& layer, Tensor x) {
 
   ops_.rms_norm(h, x, static_cast<const float*>(layer.mlp_norm.data()), eps_);
   ops_.matmul(gate_up, h, layer.gate_up, nullptr);
-  ops_.silu_mul(gated, gate_up);
+  ops_.gated_activation(gated, gate_up, Backend::Activation::kSilu);
   ops_.matmul(branch, gated, layer.down, nullptr);
   group_.all_reduce_sum(branch);
   ops_.add(x, branch);

@@ -38,6 +38,7 @@ class Decoder {
   int64_t hidden_, head_dim_, num_heads_, num_kv_heads_, ffn_;
   float eps_;
   HeadMap heads_;
+  AttentionSpec attention_;
   RopeTable rope_;
   Buffer normed_, branch_, qkv_, attended_, gate_up_, gated_;
 };
