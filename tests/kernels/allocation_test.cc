@@ -41,6 +41,7 @@ TEST_P(AllocationTest, NoneAfterTheFirstStep) {
   const std::vector<int32_t> ids = {3, 1, 4, 1, 5, 9, 2, 6};
   const std::vector<int32_t> slots = {0, 1, 2, 3, 4, 5, 6, 7};
   PagedBatch batch(*backend, activation(), 2, 64, 16, {8, 500}, {1, 7});
+  batch.set_prefix(*backend, 70, 3);
   Weight table = backend->make_weight(weight_type(), 32, 256);
   Weight qkv = backend->make_weight(weight_type(), 512, 256);
   GuardedTensor x(*backend, DType::kF32, 8, 256);
@@ -60,8 +61,13 @@ TEST_P(AllocationTest, NoneAfterTheFirstStep) {
     backend->rope(y.view().column_range(0, 384), 6, ids.data(), rope);
     backend->store_kv(batch.kv, y.view().column_range(256, 128), y.view().column_range(384, 128),
                       slots.data());
-    backend->attention(h, y.view().column_range(0, 256), batch.kv, batch.view, {0, 0, 2});
-    backend->silu_mul(h, y);
+    backend->attention(h, y.view().column_range(0, 256), batch.kv, batch.view, {0, 0, 2},
+                       {0.125f, 50.0f, 100});
+    backend->rms_norm_heads(y.view().column_range(0, 256), 4, ones.data(), 1e-5f);
+    backend->gated_activation(h, y, Backend::Activation::kSilu);
+    backend->gated_activation(h, y, Backend::Activation::kGeluTanh);
+    backend->scale(x, 0.5f);
+    backend->soft_cap(y, 30.0f);
     backend->add(x, y.view().column_range(0, 256));
     backend->gather_rows(x, y.view().column_range(0, 256), slots.data());
   };

@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <memory>
 #include <random>
@@ -14,6 +15,7 @@
 #include <vector>
 
 #include "kernels/backend.h"
+#include "tests/support/naive_ops.h"
 
 namespace trireme {
 
@@ -70,6 +72,32 @@ class GuardedTensor {
   Buffer buffer_;
   Tensor view_;
 };
+
+// Of an operation whose result is rounded to fp32, and to bf16.
+constexpr double kFp32Bound = 1e-5;
+constexpr double kBf16Bound = 1e-2;
+
+// |y - expected| <= bound · max(|expected|, the row's root mean square, kTiny), and nothing beside
+// y changed.
+inline void expect_close(const GuardedTensor& y, const naive::Matrix& expected, double bound) {
+  ASSERT_EQ(y.view().rows, expected.rows);
+  ASSERT_EQ(y.view().cols, expected.cols);
+  constexpr double kTiny = 1e-25;  // below it fp32's exponents end
+  for (int64_t i = 0; i < expected.rows; ++i) {
+    double squares = 0;
+    for (int64_t j = 0; j < expected.cols; ++j) squares += std::pow(expected.at(i, j), 2);
+    const double scale = std::sqrt(squares / static_cast<double>(expected.cols));
+    for (int64_t j = 0; j < expected.cols; ++j) {
+      const double want = expected.at(i, j);
+      const double got = naive::element(y, i, j);
+      ASSERT_LE(std::abs(got - want), bound * std::max({std::abs(want), scale, kTiny}))
+          << "row " << i << " column " << j << ": " << got << " instead of " << want;
+    }
+  }
+  EXPECT_TRUE(y.guards_whole()) << "wrote outside of its rows";
+}
+
+inline double bound_of(DType dtype) { return dtype == DType::kF32 ? kFp32Bound : kBf16Bound; }
 
 inline std::string row_bytes(const Tensor& t, int64_t row) {
   return {static_cast<const char*>(t.at(row)), static_cast<size_t>(t.cols * element_size(t.dtype))};
@@ -160,6 +188,19 @@ struct PagedBatch {
     view.block_tables = tables.data();
   }
 
+  // Random learned keys and values before the cache.
+  void set_prefix(Backend& backend, int32_t length, uint32_t seed) {
+    prefix_keys = std::make_unique<GuardedTensor>(backend, kv.dtype, int64_t{kv.num_heads} * length,
+                                                  kv.head_dim, 0);
+    prefix_values = std::make_unique<GuardedTensor>(backend, kv.dtype,
+                                                    int64_t{kv.num_heads} * length, kv.head_dim, 0);
+    prefix_keys->fill_random(seed, 3);
+    prefix_values->fill_random(seed + 1);
+    kv.prefix_k = prefix_keys->view().data;
+    kv.prefix_v = prefix_values->view().data;
+    kv.prefix_length = length;
+  }
+
   void set_queries(const std::vector<int32_t>& contexts, const std::vector<int32_t>& queries) {
     context = contexts;
     query_begin = {0};
@@ -177,6 +218,8 @@ struct PagedBatch {
   std::vector<int32_t> tables;
   std::unique_ptr<GuardedTensor> keys;
   std::unique_ptr<GuardedTensor> values;
+  std::unique_ptr<GuardedTensor> prefix_keys;
+  std::unique_ptr<GuardedTensor> prefix_values;
 };
 
 }  // namespace trireme

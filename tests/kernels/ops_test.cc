@@ -12,30 +12,6 @@
 namespace trireme {
 namespace {
 
-constexpr double kFp32Bound = 1e-5;
-constexpr double kBf16Bound = 1e-2;
-
-// |y - expected| <= bound · max(|expected|, the row's root mean square), and nothing beside y
-// changed.
-void expect_close(const GuardedTensor& y, const naive::Matrix& expected, double bound) {
-  ASSERT_EQ(y.view().rows, expected.rows);
-  ASSERT_EQ(y.view().cols, expected.cols);
-  for (int64_t i = 0; i < expected.rows; ++i) {
-    double squares = 0;
-    for (int64_t j = 0; j < expected.cols; ++j) squares += std::pow(expected.at(i, j), 2);
-    const double scale = std::sqrt(squares / static_cast<double>(expected.cols));
-    for (int64_t j = 0; j < expected.cols; ++j) {
-      const double want = expected.at(i, j);
-      const double got = naive::element(y, i, j);
-      ASSERT_LE(std::abs(got - want), bound * std::max(std::abs(want), scale))
-          << "row " << i << " column " << j << ": " << got << " instead of " << want;
-    }
-  }
-  EXPECT_TRUE(y.guards_whole()) << "wrote outside of its rows";
-}
-
-double bound_of(DType dtype) { return dtype == DType::kF32 ? kFp32Bound : kBf16Bound; }
-
 class OpsTest : public BackendTest {};
 INSTANTIATE_TEST_SUITE_P(Cpu, OpsTest, all_paths(), path_name);
 
@@ -102,6 +78,25 @@ TEST_P(OpsTest, EmbedReadsPackedRows) {
   }
 }
 
+TEST_P(OpsTest, RmsNormHeadsMatchesNaive) {
+  const auto backend = make(2);
+  for (const auto& [heads, head_dim] : {std::pair{1, 1}, {3, 33}, {9, 64}, {33, 128}, {2, 7}}) {
+    GuardedTensor x(*backend, DType::kF32, 33, heads * head_dim + 5);
+    x.fill_random(20, 4.0f);
+    const std::vector<float> weight = random_vector(head_dim, 21);
+    // The columns beside the heads belong to others.
+    const Tensor part = x.view().column_range(2, heads * head_dim);
+    naive::Matrix expected = naive::read(x);
+    const naive::Matrix normed =
+        naive::rms_norm_heads(naive::read(part), heads, weight.data(), 1e-6f);
+    for (int64_t i = 0; i < normed.rows; ++i) {
+      for (int64_t j = 0; j < normed.cols; ++j) expected.at(i, 2 + j) = normed.at(i, j);
+    }
+    backend->rms_norm_heads(part, heads, weight.data(), 1e-6f);
+    expect_close(x, expected, kFp32Bound);
+  }
+}
+
 TEST_P(OpsTest, RmsNormMatchesNaive) {
   const auto backend = make(2);
   for (const int64_t width : {1, 7, 33, 576, 4099}) {
@@ -114,18 +109,46 @@ TEST_P(OpsTest, RmsNormMatchesNaive) {
   }
 }
 
-TEST_P(OpsTest, SiluMulMatchesNaive) {
+constexpr Backend::Activation kActivations[] = {Backend::Activation::kSilu,
+                                                Backend::Activation::kGeluTanh};
+
+TEST_P(OpsTest, GatedActivationMatchesNaive) {
   const auto backend = make(2);
-  for (const int64_t width : {1, 7, 33, 2049}) {
-    GuardedTensor x(*backend, DType::kF32, 33, 2 * width);
-    x.fill_random(7, 20.0f);
-    GuardedTensor y(*backend, activation(), 33, width);
-    backend->silu_mul(y, x);
-    expect_close(y, naive::silu_mul(naive::read(x)), bound_of(activation()));
+  for (const auto function : kActivations) {
+    for (const int64_t width : {1, 7, 33, 2049}) {
+      for (const float range : {0.1f, 4.0f, 20.0f}) {
+        GuardedTensor x(*backend, DType::kF32, 33, 2 * width);
+        x.fill_random(7, range);
+        GuardedTensor y(*backend, activation(), 33, width);
+        backend->gated_activation(y, x, function);
+        expect_close(y, naive::gated_activation(naive::read(x), function),
+                     activation() == DType::kF32 ? 1e-6 : kBf16Bound);
+      }
+    }
   }
 }
 
-TEST_P(OpsTest, SiluMulOfExtremes) {
+// Values of the formula as its paper has it.
+TEST_P(OpsTest, GeluTanhOfKnownValues) {
+  const auto backend = make(1);
+  const std::pair<float, double> known[] = {{-3, -0.0036373921},
+                                            {-1, -0.1588080094},
+                                            {0.5f, 0.3457140098},
+                                            {1, 0.8411919906},
+                                            {3, 2.9963626079}};
+  GuardedTensor x(*backend, DType::kF32, 1, 10);
+  for (int64_t i = 0; i < 5; ++i) {
+    x.set(0, i, known[i].first);
+    x.set(0, 5 + i, 1);
+  }
+  GuardedTensor y(*backend, DType::kF32, 1, 5);
+  backend->gated_activation(y, x, Backend::Activation::kGeluTanh);
+  for (int64_t i = 0; i < 5; ++i) {
+    EXPECT_NEAR(naive::element(y, 0, i), known[i].second, 1e-6 * std::abs(known[i].second));
+  }
+}
+
+TEST_P(OpsTest, GatedActivationOfExtremes) {
   const auto backend = make(1);
   const float infinity = std::numeric_limits<float>::infinity();
   const std::vector<float> gates = {-3e38f, -1000, -90, -0.0f, 0, 90, 1000, infinity, NAN};
@@ -134,13 +157,53 @@ TEST_P(OpsTest, SiluMulOfExtremes) {
     x.set(0, static_cast<int64_t>(i), gates[i]);
     x.set(0, static_cast<int64_t>(gates.size() + i), 1);
   }
-  GuardedTensor y(*backend, activation(), 1, static_cast<int64_t>(gates.size()));
-  backend->silu_mul(y, x);
-  for (int64_t i = 1; i < 5; ++i) EXPECT_NEAR(naive::element(y, 0, i), 0, 1e-30) << i;
-  EXPECT_NEAR(naive::element(y, 0, 5), 90, 0.5);
-  EXPECT_NEAR(naive::element(y, 0, 6), 1000, 4);
-  EXPECT_EQ(naive::element(y, 0, 7), infinity);
-  EXPECT_TRUE(std::isnan(naive::element(y, 0, 8)));
+  for (const auto function : kActivations) {
+    GuardedTensor y(*backend, activation(), 1, static_cast<int64_t>(gates.size()));
+    backend->gated_activation(y, x, function);
+    for (int64_t i = 1; i < 5; ++i) EXPECT_NEAR(naive::element(y, 0, i), 0, 1e-30) << i;
+    EXPECT_NEAR(naive::element(y, 0, 5), 90, 0.5);
+    EXPECT_NEAR(naive::element(y, 0, 6), 1000, 4);
+    EXPECT_EQ(naive::element(y, 0, 7), infinity);
+    EXPECT_TRUE(std::isnan(naive::element(y, 0, 8)));
+  }
+}
+
+TEST_P(OpsTest, ScaleMatchesNaive) {
+  const auto backend = make(2);
+  for (const int64_t width : {1, 7, 33, 4097}) {
+    GuardedTensor x(*backend, DType::kF32, 33, width);
+    x.fill_random(18, 4.0f);
+    const naive::Matrix expected = naive::scale(naive::read(x), 45.2548332f);
+    backend->scale(x, 45.2548332f);
+    expect_close(x, expected, 1e-7);
+  }
+}
+
+TEST_P(OpsTest, SoftCapMatchesNaive) {
+  const auto backend = make(2);
+  for (const int64_t width : {1, 7, 33, 4097}) {
+    for (const float range : {0.01f, 30.0f, 3000.0f}) {
+      GuardedTensor x(*backend, DType::kF32, 33, width);
+      x.fill_random(19, range);
+      const naive::Matrix expected = naive::soft_cap(naive::read(x), 30);
+      backend->soft_cap(x, 30);
+      expect_close(x, expected, 1e-6);
+    }
+  }
+}
+
+TEST_P(OpsTest, SoftCapOfExtremes) {
+  const auto backend = make(1);
+  const float infinity = std::numeric_limits<float>::infinity();
+  const std::vector<float> values = {0, -0.0f, 3e38f, -3e38f, infinity, -infinity, 1e-30f, NAN};
+  const std::vector<float> capped = {0, 0, 50, -50, 50, -50, 1e-30f};
+  GuardedTensor x(*backend, DType::kF32, 1, static_cast<int64_t>(values.size()));
+  for (size_t i = 0; i < values.size(); ++i) x.set(0, static_cast<int64_t>(i), values[i]);
+  backend->soft_cap(x, 50);
+  for (size_t i = 0; i < capped.size(); ++i) {
+    EXPECT_FLOAT_EQ(naive::element(x, 0, static_cast<int64_t>(i)), capped[i]) << i;
+  }
+  EXPECT_TRUE(std::isnan(naive::element(x, 0, 7))) << "a NaN must not hide";
 }
 
 TEST_P(OpsTest, RopeMatchesNaive) {
@@ -208,32 +271,6 @@ TEST_P(OpsTest, StoreKvRoundsToTheSlots) {
     untouched += row_bytes(keys, row).find_first_not_of('\xFF') == std::string::npos;
   }
   EXPECT_EQ(untouched, 45 - touched);
-}
-
-struct AttentionCase {
-  int32_t q_heads, head_dim, block_size;
-  HeadMap heads;
-  int32_t kv_heads;
-};
-
-TEST_P(OpsTest, AttentionMatchesNaive) {
-  const auto backend = make(2);
-  const std::vector<AttentionCase> cases = {
-      {1, 1, 1, {0, 0, 1}, 1},   {9, 64, 16, {0, 0, 3}, 3},    {5, 33, 7, {4, 1, 3}, 2},
-      {7, 8, 16, {2, 0, 4}, 3},  {32, 128, 16, {0, 0, 16}, 2}, {3, 96, 33, {14, 0, 16}, 2},
-      {80, 16, 8, {0, 0, 80}, 1}};
-  for (const AttentionCase& c : cases) {
-    SCOPED_TRACE(testing::Message() << c.q_heads << " heads of " << c.head_dim);
-    // Decode, a whole prompt, a later chunk, a sequence that adds nothing, exactly one block.
-    PagedBatch batch(*backend, activation(), c.kv_heads, c.head_dim, c.block_size,
-                     {1, 77, 200, 130, 10, 64}, {1, 77, 1, 33, 0, 64});
-    GuardedTensor q(*backend, DType::kF32, batch.view.num_tokens, c.q_heads * c.head_dim);
-    q.fill_random(14);
-    GuardedTensor y(*backend, activation(), batch.view.num_tokens, c.q_heads * c.head_dim);
-    backend->attention(y, q, batch.kv, batch.view, c.heads);
-    expect_close(y, naive::attention(naive::read(q), batch.kv, batch.view, c.heads),
-                 bound_of(activation()));
-  }
 }
 
 TEST_P(OpsTest, AddMatchesNaive) {

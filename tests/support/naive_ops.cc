@@ -3,40 +3,71 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numbers>
 
 namespace trireme::naive {
 namespace {
 
-// One element of one position in the keys or values of a paged cache.
-double cached(const KvLayer& kv, const void* half, int64_t head, int64_t block, int64_t offset,
-              int64_t d) {
-  const int64_t row = (block * kv.num_heads + head) * kv.block_size + offset;
-  const int64_t index = row * kv.head_dim + d;
-  if (kv.dtype == DType::kF32) return static_cast<const float*>(half)[index];
+double softly_capped(double value, double cap) { return cap * std::tanh(value / cap); }
+
+double silu(double x) { return x / (1 + std::exp(-x)); }
+
+// (1 + tanh(u)) / 2 = 1 / (1 + exp(-2u)), which keeps its digits where tanh is near -1.
+double gelu_tanh(double x) {
+  const double u = std::sqrt(2 / std::numbers::pi) * (x + 0.044715 * x * x * x);
+  return x / (1 + std::exp(-2 * u));
+}
+
+double at(const void* half, DType dtype, int64_t index) {
+  if (dtype == DType::kF32) return static_cast<const float*>(half)[index];
   return bf16_to_float(static_cast<const uint16_t*>(half)[index]);
 }
 
-// The output of one query head at one position, from its row of the block table.
-std::vector<double> attend(const double* q, const KvLayer& kv, int64_t kv_head,
-                           const int32_t* blocks, int64_t position) {
-  std::vector<double> weights;
-  for (int64_t p = 0; p <= position; ++p) {
-    double score = 0;
-    for (int64_t d = 0; d < kv.head_dim; ++d) {
-      score += q[d] * cached(kv, kv.k, kv_head, blocks[p / kv.block_size], p % kv.block_size, d);
+// What one query head at one position sees.
+struct View {
+  const KvLayer& kv;
+  const int32_t* blocks;  // the sequence's row of the block table
+  int64_t kv_head = 0;
+  int64_t position = 0;
+  AttentionSpec spec;
+
+  // Keys or values [n, D]: first the prefix, then the positions in the window.
+  Matrix vectors(const void* prefix, const void* half) const {
+    Matrix all(0, kv.head_dim);
+    const auto append = [&](const void* from, int64_t row) {
+      ++all.rows;
+      for (int64_t d = 0; d < kv.head_dim; ++d) {
+        all.values.push_back(at(from, kv.dtype, row * kv.head_dim + d));
+      }
+    };
+    for (int64_t i = 0; i < kv.prefix_length; ++i) append(prefix, kv_head * kv.prefix_length + i);
+    for (int64_t p = 0; p <= position; ++p) {
+      if (spec.window > 0 && p <= position - spec.window) continue;
+      const int64_t block = blocks[p / kv.block_size];
+      append(half, (block * kv.num_heads + kv_head) * kv.block_size + p % kv.block_size);
     }
-    weights.push_back(score / std::sqrt(static_cast<double>(kv.head_dim)));
+    return all;
+  }
+};
+
+std::vector<double> attend(const double* q, const View& view) {
+  const KvLayer& kv = view.kv;
+  const Matrix keys = view.vectors(kv.prefix_k, kv.k);
+  std::vector<double> weights;
+  for (int64_t i = 0; i < keys.rows; ++i) {
+    double score = 0;
+    for (int64_t d = 0; d < kv.head_dim; ++d) score += q[d] * keys.at(i, d);
+    score *= view.spec.scale;
+    weights.push_back(view.spec.softcap > 0 ? softly_capped(score, view.spec.softcap) : score);
   }
   const double highest = *std::max_element(weights.begin(), weights.end());
   double total = 0;
   for (double& weight : weights) total += weight = std::exp(weight - highest);
+  const Matrix values = view.vectors(kv.prefix_v, kv.v);
   std::vector<double> y(static_cast<size_t>(kv.head_dim));
-  for (int64_t p = 0; p <= position; ++p) {
-    const double weight = weights[static_cast<size_t>(p)] / total;
-    for (int64_t d = 0; d < kv.head_dim; ++d) {
-      y[static_cast<size_t>(d)] +=
-          weight * cached(kv, kv.v, kv_head, blocks[p / kv.block_size], p % kv.block_size, d);
-    }
+  for (int64_t i = 0; i < values.rows; ++i) {
+    const double weight = weights[static_cast<size_t>(i)] / total;
+    for (int64_t d = 0; d < kv.head_dim; ++d) y[static_cast<size_t>(d)] += weight * values.at(i, d);
   }
   return y;
 }
@@ -82,6 +113,16 @@ Matrix rms_norm(const Matrix& x, const float* weight, double eps) {
   return y;
 }
 
+Matrix rms_norm_heads(const Matrix& x, int32_t num_heads, const float* weight, double eps) {
+  Matrix heads = x;  // the same values, a head per row
+  heads.rows = x.rows * num_heads;
+  heads.cols = x.cols / num_heads;
+  Matrix y = rms_norm(heads, weight, eps);
+  y.rows = x.rows;
+  y.cols = x.cols;
+  return y;
+}
+
 Matrix matmul(const Matrix& x, const Matrix& w, const float* bias) {
   Matrix y(x.rows, w.rows);
   for (int64_t t = 0; t < x.rows; ++t) {
@@ -113,16 +154,17 @@ Matrix rope(const Matrix& x, int32_t num_heads, const int32_t* positions, const 
   return y;
 }
 
-Matrix attention(const Matrix& q, const KvLayer& kv, const BatchView& batch, const HeadMap& heads) {
+Matrix attention(const Matrix& q, const KvLayer& kv, const BatchView& batch, const HeadMap& heads,
+                 const AttentionSpec& spec) {
   Matrix y(q.rows, q.cols);
   for (int64_t s = 0; s < batch.num_sequences; ++s) {
     for (int64_t t = batch.query_begin[s]; t < batch.query_begin[s + 1]; ++t) {
       const int64_t position = batch.context[s] - (batch.query_begin[s + 1] - t);
       for (int64_t h = 0; h < q.cols / kv.head_dim; ++h) {
         const int64_t kv_head = (heads.first_head + h) / heads.group - heads.first_kv_head;
+        const View view = {kv, batch.block_tables + s * batch.max_blocks, kv_head, position, spec};
         const std::vector<double> row =
-            attend(&q.values[static_cast<size_t>(t * q.cols + h * kv.head_dim)], kv, kv_head,
-                   batch.block_tables + s * batch.max_blocks, position);
+            attend(&q.values[static_cast<size_t>(t * q.cols + h * kv.head_dim)], view);
         for (int64_t d = 0; d < kv.head_dim; ++d) {
           y.at(t, h * kv.head_dim + d) = row[static_cast<size_t>(d)];
         }
@@ -138,12 +180,24 @@ Matrix add(const Matrix& x, const Matrix& h) {
   return y;
 }
 
-Matrix silu_mul(const Matrix& gate_up) {
+Matrix scale(const Matrix& x, double factor) {
+  Matrix y = x;
+  for (double& value : y.values) value *= factor;
+  return y;
+}
+
+Matrix soft_cap(const Matrix& x, double cap) {
+  Matrix y = x;
+  for (double& value : y.values) value = softly_capped(value, cap);
+  return y;
+}
+
+Matrix gated_activation(const Matrix& gate_up, Backend::Activation activation) {
+  const auto function = activation == Backend::Activation::kSilu ? silu : gelu_tanh;
   Matrix y(gate_up.rows, gate_up.cols / 2);
   for (int64_t t = 0; t < y.rows; ++t) {
     for (int64_t j = 0; j < y.cols; ++j) {
-      const double gate = gate_up.at(t, j);
-      y.at(t, j) = gate / (1 + std::exp(-gate)) * gate_up.at(t, y.cols + j);
+      y.at(t, j) = function(gate_up.at(t, j)) * gate_up.at(t, y.cols + j);
     }
   }
   return y;

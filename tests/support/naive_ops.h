@@ -27,11 +27,15 @@ Matrix read(const Tensor& t);
 
 Matrix embed(const std::vector<int32_t>& ids, const Matrix& table, int32_t first_row);
 Matrix rms_norm(const Matrix& x, const float* weight, double eps);
+Matrix rms_norm_heads(const Matrix& x, int32_t num_heads, const float* weight, double eps);
 Matrix matmul(const Matrix& x, const Matrix& w, const float* bias);
 Matrix rope(const Matrix& x, int32_t num_heads, const int32_t* positions, const RopeTable& table);
-Matrix attention(const Matrix& q, const KvLayer& kv, const BatchView& batch, const HeadMap& heads);
+Matrix attention(const Matrix& q, const KvLayer& kv, const BatchView& batch, const HeadMap& heads,
+                 const AttentionSpec& spec);
 Matrix add(const Matrix& x, const Matrix& h);
-Matrix silu_mul(const Matrix& gate_up);
+Matrix scale(const Matrix& x, double factor);
+Matrix soft_cap(const Matrix& x, double cap);
+Matrix gated_activation(const Matrix& gate_up, Backend::Activation activation);
 Matrix gather_rows(const Matrix& x, const std::vector<int32_t>& rows);
 
 }  // namespace trireme::naive
