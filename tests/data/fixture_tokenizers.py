@@ -66,9 +66,17 @@ def cut_tiktoken(source, front, folder):
 
 
 def cut_sentencepiece(pieces, config, front, folder):
-    """tokenizer.model with the first pieces of tiny-chatglm3's; `front` stands before a text."""
+    """tokenizer.model with some pieces of tiny-chatglm3's: the bytes, 36 letters and what is made
+    of them; `front` stands before a text."""
     model = ModelProto.FromString((HERE / "tiny-chatglm3" / "tokenizer.model").read_bytes())
-    del model.pieces[pieces:]
+    always, normal = model.pieces[:259], model.pieces[259:]
+    letters = [piece for piece in normal if len(piece.piece) == 1][:36]
+    known = {piece.piece for piece in letters}
+    merged = [piece for piece in normal if len(piece.piece) > 1 and known.issuperset(piece.piece)]
+    kept = [*always, *merged[: pieces - 259 - 36], *letters]
+    assert len(kept) == pieces
+    del model.pieces[:]
+    model.pieces.extend(kept)
     model.trainer_spec.vocab_size = pieces
     (folder / "tokenizer.model").write_bytes(model.SerializeToString())
     write_json(folder / "tokenizer_config.json", config)
