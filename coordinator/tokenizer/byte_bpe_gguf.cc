@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The tokenizer in the metadata of a GGUF file, which names its pre-tokenizer instead of spelling
 // it.
-#include "coordinator/tokenizer/byte_bpe.h"
+#include "coordinator/tokenizer/bpe_vocabulary.h"
 #include "coordinator/tokenizer/sentencepiece.h"
 #include "kernels/base/error.h"
 #include "worker/model/gguf.h"
@@ -12,14 +12,6 @@ namespace {
 // Kinds of token_type, by GGUF's numbers.
 constexpr int64_t kControl = 3;
 constexpr int64_t kUserDefined = 4;
-
-// The families of Llama 3, Qwen2 and GLM-4 differ in how many digits stay together.
-constexpr const char* kThreeDigits =
-    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|)"
-    R"(\s*[\r\n]+|\s+(?!\S)|\s+)";
-constexpr const char* kOneDigit =
-    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|)"
-    R"(\s*[\r\n]+|\s+(?!\S)|\s+)";
 
 struct Pre {
   const char* name;  // tokenizer.ggml.pre
@@ -33,12 +25,12 @@ const Pre& find_pre(const std::string& file, const std::string& name) {
       {"smollm", {"\\p{N}", kGpt2Pattern}},
       {"gpt-2", {kGpt2Pattern}},
       {"default", {kGpt2Pattern}},
-      {"llama-bpe", {kThreeDigits}, false, true},
-      {"llama3", {kThreeDigits}, false, true},
-      {"llama-v3", {kThreeDigits}, false, true},
-      {"qwen2", {kOneDigit}, true},
-      {"chatglm-bpe", {kThreeDigits}},
-      {"glm4", {kThreeDigits}},
+      {"llama-bpe", {kThreeDigitsPattern}, false, true},
+      {"llama3", {kThreeDigitsPattern}, false, true},
+      {"llama-v3", {kThreeDigitsPattern}, false, true},
+      {"qwen2", {kOneDigitPattern}, true},
+      {"chatglm-bpe", {kThreeDigitsPattern}},
+      {"glm4", {kThreeDigitsPattern}},
   };
   std::string names;
   for (const Pre& pre : known) {
@@ -57,15 +49,12 @@ T need(std::optional<T> value, const std::string& file, const char* key) {
                                           " is missing; convert the model again");
 }
 
-void read_merges(const std::vector<std::string>& merges, ByteBpeModel& model) {
+void read_merges(const std::vector<std::string>& merges, BpeModel& model) {
   for (const std::string& text : merges) {
-    const size_t space = text.find(' ');
-    if (space == std::string::npos || text.find(' ', space + 1) != std::string::npos) {
-      throw Error(Code::kInvalidArgument,
-                  "cannot load the tokenizer of " + model.file + ": the merge \"" + text +
-                      "\" needs two parts with one space between; convert the model again");
-    }
-    model.merges.emplace_back(text.substr(0, space), text.substr(space + 1));
+    if (add_merge(text, model)) continue;
+    throw Error(Code::kInvalidArgument,
+                "cannot load the tokenizer of " + model.file + ": the merge \"" + text +
+                    "\" needs two parts with one space between; convert the model again");
   }
 }
 
@@ -81,11 +70,11 @@ std::unique_ptr<Tokenizer> load_gguf_tokenizer(const std::string& file) {
                     "\", only byte-level BPE (\"gpt2\") and sentencepiece BPE (\"llama\") are read "
                     "from GGUF; use the checkpoint's HF directory");
   }
-  ByteBpeModel model(file);
+  BpeModel model(file);
   const Pre& pre =
       find_pre(file, need(gguf.string("tokenizer.ggml.pre"), file, "tokenizer.ggml.pre"));
   for (const char* pattern : pre.patterns) model.pre_tokenizer.add_split(pattern);
-  model.nfc = pre.nfc;
+  if (pre.nfc) model.normalizer.add_nfc();
   model.ignore_merges = pre.ignore_merges;
   model.tokens = need(gguf.strings("tokenizer.ggml.tokens"), file, "tokenizer.ggml.tokens");
   const auto types =
@@ -102,7 +91,7 @@ std::unique_ptr<Tokenizer> load_gguf_tokenizer(const std::string& file) {
         {static_cast<int32_t>(id), model.tokens[id], types[id] == kControl, false});
   }
   read_merges(need(gguf.strings("tokenizer.ggml.merges"), file, "tokenizer.ggml.merges"), model);
-  return make_byte_bpe(std::move(model));
+  return make_bpe(std::move(model));
 }
 
 }  // namespace trireme

@@ -33,6 +33,7 @@ class JsonField {
   bool boolean() const;
   bool boolean(const std::string& key, bool otherwise) const;
 
+  const std::string& place() const { return place_; }
   // Throws kInvalidArgument: what is at this place is `what`.
   [[noreturn]] void fail(const std::string& what) const;
 

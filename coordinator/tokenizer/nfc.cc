@@ -11,9 +11,9 @@
 namespace trireme {
 namespace {
 
-constexpr int kDecomposedMax = 32;  // Unicode's longest canonical decomposition has 4 code points
+constexpr int kDecomposedMax = 32;  // Unicode's longest decomposition has 18 code points
 
-std::vector<utf8proc_int32_t> decompose(std::string_view text) {
+std::vector<utf8proc_int32_t> decompose(std::string_view text, int form) {
   std::vector<utf8proc_int32_t> points;
   points.reserve(text.size() + 1);
   const auto* bytes = reinterpret_cast<const utf8proc_uint8_t*>(text.data());
@@ -25,9 +25,9 @@ std::vector<utf8proc_int32_t> decompose(std::string_view text) {
     at += static_cast<size_t>(length);
     utf8proc_int32_t parts[kDecomposedMax];
     int boundary_class = 0;
-    const auto count =
-        utf8proc_decompose_char(point, parts, kDecomposedMax, UTF8PROC_DECOMPOSE, &boundary_class);
-    CHECK(count > 0 && count <= kDecomposedMax, "a canonical decomposition");
+    const auto count = utf8proc_decompose_char(
+        point, parts, kDecomposedMax, static_cast<utf8proc_option_t>(form), &boundary_class);
+    CHECK(count > 0 && count <= kDecomposedMax, "a decomposition");
     points.insert(points.end(), parts, parts + count);
   }
   return points;
@@ -47,12 +47,11 @@ void order_marks(std::vector<utf8proc_int32_t>& points) {
   }
 }
 
-}  // namespace
-
-std::string to_nfc(std::string_view text) {
+// form: of the decomposition.
+std::string compose(std::string_view text, int form) {
   const bool ascii = std::all_of(text.begin(), text.end(), [](char c) { return (c & 0x80) == 0; });
   if (ascii) return std::string(text);
-  std::vector<utf8proc_int32_t> points = decompose(text);
+  std::vector<utf8proc_int32_t> points = decompose(text, form);
   order_marks(points);
   const auto count =
       utf8proc_normalize_utf32(points.data(), static_cast<utf8proc_ssize_t>(points.size()),
@@ -65,6 +64,14 @@ std::string to_nfc(std::string_view text) {
     result.append(reinterpret_cast<const char*>(bytes), static_cast<size_t>(length));
   }
   return result;
+}
+
+}  // namespace
+
+std::string to_nfc(std::string_view text) { return compose(text, UTF8PROC_DECOMPOSE); }
+
+std::string to_nfkc(std::string_view text) {
+  return compose(text, UTF8PROC_DECOMPOSE | UTF8PROC_COMPAT);
 }
 
 }  // namespace trireme

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "coordinator/tokenizer/regex.h"
 
+#include <time.h>
+
 #include <algorithm>
 
 #include "kernels/base/check.h"
@@ -20,6 +22,20 @@ constexpr size_t kJitStackBytesMax = 1 << 20;
 // the limit grows with the text.
 constexpr uint32_t kStepsMin = 100'000;
 constexpr uint32_t kStepsPerByte = 16;
+// The first try of a match; no word needs more. Each further one may take twice as many, and
+// between them the clock is looked at: a step may walk over the whole text, which PCRE2 does not
+// count.
+constexpr uint32_t kStepsFirst = 1024;
+// Processor time of all matches in a text. The known patterns take about 0.1 µs a byte.
+constexpr double kSecondsMin = 2;
+constexpr double kSecondsPerByte = 5e-6;
+constexpr uint64_t kMatchesPerLook = 64;  // at the clock
+
+double processor_seconds() {
+  timespec now{};
+  CHECK(clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now) == 0, "the clock of a thread");
+  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
+}
 
 struct Source {
   const std::string& pattern;
@@ -111,7 +127,8 @@ void Regex::Free::operator()(pcre2_code* code) const { pcre2_code_free(code); }
 RegexScratch::RegexScratch()
     : stack_(pcre2_jit_stack_create(32 << 10, kJitStackBytesMax, nullptr)),
       context_(pcre2_match_context_create(nullptr)),
-      data_(pcre2_match_data_create(1, nullptr)) {
+      data_(pcre2_match_data_create(1, nullptr)),
+      start_s_(processor_seconds()) {
   if (context_ == nullptr || data_ == nullptr) {
     throw Error(Code::kResourceExhausted, "cannot tokenize: no memory for a regular expression");
   }
@@ -119,6 +136,16 @@ RegexScratch::RegexScratch()
   pcre2_set_depth_limit(context_.get(), kDepthMax);
   // Without JIT there is no stack, and none is needed.
   if (stack_ != nullptr) pcre2_jit_stack_assign(context_.get(), nullptr, stack_.get());
+}
+
+void RegexScratch::check_time(const std::string& pattern, size_t text_bytes) const {
+  const double limit_s = kSecondsMin + kSecondsPerByte * static_cast<double>(text_bytes);
+  if (processor_seconds() - start_s_ <= limit_s) return;
+  throw Error(Code::kInvalidArgument,
+              "cannot tokenize a text of " + std::to_string(text_bytes) +
+                  " bytes: the pre-tokenizer's pattern " + pattern + " has taken more than " +
+                  std::to_string(static_cast<int>(limit_s)) +
+                  " s of processor time; send a shorter or a less repetitive text");
 }
 
 Regex::Regex(const std::string& pattern, const std::string& file) : pattern_(pattern) {
@@ -147,12 +174,18 @@ Regex::Regex(const std::string& pattern, const std::string& file) : pattern_(pat
 
 std::optional<RegexMatch> Regex::find(std::string_view text, size_t from,
                                       RegexScratch& scratch) const {
-  const uint64_t steps = kStepsMin + uint64_t{kStepsPerByte} * text.size();
-  pcre2_set_match_limit(scratch.context_.get(),
-                        static_cast<uint32_t>(std::min<uint64_t>(steps, UINT32_MAX)));
-  const int result =
-      pcre2_match(code_.get(), reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), from,
-                  PCRE2_NO_UTF_CHECK, scratch.data_.get(), scratch.context_.get());
+  const uint64_t most =
+      std::min<uint64_t>(kStepsMin + uint64_t{kStepsPerByte} * text.size(), UINT32_MAX);
+  if (++scratch.matches_ % kMatchesPerLook == 0) scratch.check_time(pattern_, text.size());
+  int result = PCRE2_ERROR_MATCHLIMIT;
+  for (uint64_t steps = kStepsFirst; result == PCRE2_ERROR_MATCHLIMIT; steps *= 2) {
+    if (steps > kStepsFirst) scratch.check_time(pattern_, text.size());
+    pcre2_set_match_limit(scratch.context_.get(),
+                          static_cast<uint32_t>(std::min<uint64_t>(steps, most)));
+    result = pcre2_match(code_.get(), reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), from,
+                         PCRE2_NO_UTF_CHECK, scratch.data_.get(), scratch.context_.get());
+    if (steps >= most) break;
+  }
   if (result == PCRE2_ERROR_NOMATCH) return std::nullopt;
   if (result < 0) {
     throw Error(Code::kInvalidArgument, "cannot tokenize a text of " + std::to_string(text.size()) +

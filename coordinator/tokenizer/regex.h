@@ -16,13 +16,16 @@ struct pcre2_real_jit_stack_8;
 
 namespace trireme {
 
-// What a match needs beside the pattern. One per thread at a time.
+// What matches need beside the pattern: one for each text, on one thread. It also bounds the time
+// of all matches in that text together, since a pattern may look at the rest of a text at each.
 class RegexScratch {
  public:
   RegexScratch();
 
  private:
   friend class Regex;
+  // Throws kInvalidArgument where the matches in a text of this size have taken too long.
+  void check_time(const std::string& pattern, size_t text_bytes) const;
   struct Free {
     void operator()(pcre2_real_match_context_8* context) const;
     void operator()(pcre2_real_match_data_8* data) const;
@@ -31,6 +34,8 @@ class RegexScratch {
   std::unique_ptr<pcre2_real_jit_stack_8, Free> stack_;
   std::unique_ptr<pcre2_real_match_context_8, Free> context_;
   std::unique_ptr<pcre2_real_match_data_8, Free> data_;
+  double start_s_;
+  uint64_t matches_ = 0;
 };
 
 struct RegexMatch {

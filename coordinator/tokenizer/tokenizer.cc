@@ -4,16 +4,18 @@
 #include <filesystem>
 #include <fstream>
 
-#include "coordinator/tokenizer/byte_bpe.h"
+#include "coordinator/tokenizer/bpe.h"
 #include "coordinator/tokenizer/sentencepiece.h"
 #include "coordinator/tokenizer/stream_decoder.h"
+#include "coordinator/tokenizer/tiktoken.h"
+#include "coordinator/tokenizer/vocab_merges.h"
 #include "kernels/base/error.h"
 
 namespace trireme {
 namespace {
 
 // tokenizer.model is the name of two formats: a sentencepiece model, whose first field has the tag
-// 0x0A, and a tiktoken list in base64, beside which a tokenizer.json says the same.
+// 0x0A, and tiktoken's list in base64.
 bool looks_like_sentencepiece(const std::string& file) {
   return std::ifstream(file, std::ios::binary).get() == 0x0A;
 }
@@ -28,20 +30,23 @@ std::string Tokenizer::decode(std::span<const int32_t> ids) const {
   return text + stream.finish();
 }
 
-// The kinds of tokenizer.
+// The kinds of tokenizer. tokenizer.json goes first, as in transformers: it alone says everything,
+// fine-tuned models' own tokens too.
 std::unique_ptr<Tokenizer> load_tokenizer(const std::string& path, const std::string& family) {
   if (!std::filesystem::is_directory(path)) return load_gguf_tokenizer(path);
-  const std::string model = path + "/tokenizer.model";
-  const std::string json = path + "/tokenizer.json";
-  const bool has_model = std::filesystem::exists(model);
-  const bool has_json = std::filesystem::exists(json);
-  if (has_model && (!has_json || looks_like_sentencepiece(model))) {
-    return load_sentencepiece(model, family);
+  const auto has = [&](const char* name) { return std::filesystem::exists(path + "/" + name); };
+  if (has("tokenizer.json")) return load_tokenizer_json(path + "/tokenizer.json");
+  if (has("tokenizer.model")) {
+    const std::string file = path + "/tokenizer.model";
+    return looks_like_sentencepiece(file) ? load_sentencepiece(file, path, family)
+                                          : load_tiktoken(file, path, family);
   }
-  if (has_json) return load_tokenizer_json(json);
-  throw Error(Code::kNotFound, "cannot load a tokenizer from " + path +
-                                   ": found neither tokenizer.model nor tokenizer.json; copy the "
-                                   "one of the checkpoint there");
+  if (has("qwen.tiktoken")) return load_tiktoken(path + "/qwen.tiktoken", path, family);
+  if (has("vocab.json") && has("merges.txt")) return load_vocab_merges(path, family);
+  throw Error(Code::kNotFound,
+              "cannot load a tokenizer from " + path +
+                  ": found none of tokenizer.json, tokenizer.model, qwen.tiktoken, and vocab.json "
+                  "with merges.txt; copy the one of the checkpoint there");
 }
 
 }  // namespace trireme

