@@ -135,6 +135,32 @@ TEST(TokenizerBpe, APatternThatBacktracksIsStopped) {
                [&] { (void)deep.find(std::string(4 << 20, 'x'), 0, scratch); });
 }
 
+// Each match looks at the rest of the text, which PCRE2 does not count as steps.
+TEST(TokenizerBpe, APatternThatTakesQuadraticTimeIsStopped) {
+  Json json = tiny_json();
+  json["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = "a+b|.";
+  const auto tokenizer = load(json);
+  EXPECT_EQ(tokenizer->decode(tokenizer->encode("aaab")), "aaab");
+  const auto start = std::chrono::steady_clock::now();
+  expect_error(Code::kInvalidArgument, "s of processor time",
+               [&] { (void)tokenizer->encode(std::string(256 << 10, 'a')); });
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(60));
+}
+
+// Steps that each double a text would make of 1 KiB 256 KiB.
+TEST(TokenizerBpe, ANormalizerThatGrowsATextIsStopped) {
+  Json json = tiny_json();
+  Json steps = Json::array();
+  for (int i = 0; i < 8; ++i) {
+    steps.push_back({{"type", "Replace"}, {"pattern", {{"String", "a"}}}, {"content", "aa"}});
+  }
+  json["normalizer"] = {{"type", "Sequence"}, {"normalizers", steps}};
+  const auto tokenizer = load(json);
+  EXPECT_EQ(tokenizer->decode(tokenizer->encode("b")), "b");
+  expect_error(Code::kInvalidArgument, "the normalizer of",
+               [&] { (void)tokenizer->encode(std::string(1024, 'a')); });
+}
+
 struct Hostile {
   const char* name;
   const char* part;  // of the message
@@ -173,21 +199,43 @@ const Hostile kHostile[] = {
      }},
     {"merge of unknown parts", "in the vocabulary",
      [](Json& j) { j["model"]["merges"][0] = "a nonsense"; }},
-    {"byte fallback", "byte_fallback is not supported",
+    {"byte fallback", "byte_fallback beside ByteLevel",
      [](Json& j) { j["model"]["byte_fallback"] = true; }},
     {"dropout", "dropout is not supported", [](Json& j) { j["model"]["dropout"] = 0.1; }},
     {"suffix", "end_of_word_suffix", [](Json& j) { j["model"]["end_of_word_suffix"] = "</w>"; }},
-    {"other normalizer", "the normalizer NFKC",
+    {"other normalizer", "the normalizer Lowercase",
      [](Json& j) {
-       j["normalizer"] = {{"type", "NFKC"}};
+       j["normalizer"] = {{"type", "Lowercase"}};
      }},
-    {"no pre-tokenizer", "\"pre_tokenizer\" is missing",
+    {"replacement by a pattern", "a pattern that is no String",
+     [](Json& j) {
+       j["normalizer"] = {{"type", "Replace"}, {"pattern", {{"Regex", "a"}}}, {"content", "b"}};
+     }},
+    {"replacement of nothing", "a replacement of nothing",
+     [](Json& j) {
+       j["normalizer"] = {{"type", "Replace"}, {"pattern", {{"String", ""}}}, {"content", "b"}};
+     }},
+    {"long replacement", "a step that puts in 1000 bytes",
+     [](Json& j) {
+       j["normalizer"] = {{"type", "Prepend"}, {"prepend", std::string(1000, 'a')}};
+     }},
+    {"many steps", "more than 8 steps",
+     [](Json& j) {
+       Json steps = Json::array();
+       for (int i = 0; i < 9; ++i) steps.push_back({{"type", "NFC"}});
+       j["normalizer"] = {{"type", "Sequence"}, {"normalizers", steps}};
+     }},
+    {"no pre-tokenizer", "neither ByteLevel nor byte_fallback",
      [](Json& j) { j["pre_tokenizer"] = nullptr; }},
-    {"other pre-tokenizer", "the pre-tokenizer Metaspace",
+    {"other pre-tokenizer", "the pre-tokenizer Punctuation",
      [](Json& j) {
-       j["pre_tokenizer"] = {{"type", "Metaspace"}};
+       j["pre_tokenizer"] = {{"type", "Punctuation"}};
      }},
-    {"not byte-level", "without ByteLevel",
+    {"other metaspace", "another replacement than U+2581",
+     [](Json& j) {
+       j["pre_tokenizer"] = {{"type", "Metaspace"}, {"replacement", "_"}};
+     }},
+    {"not byte-level", "neither ByteLevel nor byte_fallback",
      [](Json& j) { j["pre_tokenizer"]["pretokenizers"].erase(1); }},
     {"stage behind ByteLevel", "behind ByteLevel",
      [](Json& j) {
@@ -207,14 +255,15 @@ const Hostile kHostile[] = {
        Json& stages = j["pre_tokenizer"]["pretokenizers"];
        for (int i = 0; i < 20; ++i) stages.insert(stages.begin(), Json{{"type", "Digits"}});
      }},
-    {"behavior", "the behavior Removed",
-     [](Json& j) { j["pre_tokenizer"]["pretokenizers"][0]["behavior"] = "Removed"; }},
-    {"invert", "invert is not supported",
-     [](Json& j) { j["pre_tokenizer"]["pretokenizers"][0]["invert"] = true; }},
-    {"pattern is a string", "no Regex",
+    {"behavior", "the behavior Sideways",
+     [](Json& j) { j["pre_tokenizer"]["pretokenizers"][0]["behavior"] = "Sideways"; }},
+    {"invert", "invert with the behavior MergedWithNext",
      [](Json& j) {
-       j["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {{"String", " "}};
+       j["pre_tokenizer"]["pretokenizers"][0]["behavior"] = "MergedWithNext";
+       j["pre_tokenizer"]["pretokenizers"][0]["invert"] = true;
      }},
+    {"pattern", "\"Regex\" is missing",
+     [](Json& j) { j["pre_tokenizer"]["pretokenizers"][0]["pattern"] = Json::object(); }},
     {"added token's id taken", "belongs to",
      [](Json& j) { j["added_tokens"].push_back(added(0, "<x>", true, false)); }},
     {"added token's id huge", "ids below",
@@ -249,7 +298,7 @@ TEST(TokenizerBpe, HostileFilesAreRefusedByName) {
                  [&] { (void)load_tokenizer(folder.path(), "qwen2"); });
   }
   const TemporaryFolder empty;
-  expect_error(Code::kNotFound, "neither tokenizer.model nor tokenizer.json",
+  expect_error(Code::kNotFound, "found none of tokenizer.json, tokenizer.model, qwen.tiktoken",
                [&] { (void)load_tokenizer(empty.path(), "qwen2"); });
 }
 

@@ -129,12 +129,8 @@ TEST(TokenizerSentencePiece, RandomTextsComeBack) {
 TEST(TokenizerSentencePiece, BadFilesAreRefusedByName) {
   const std::string good = read_whole(test_data("tiny-chatglm3/tokenizer.model"));
   const TemporaryFolder folder;
-  const std::string files[] = {"",
-                               "\n",
-                               good.substr(0, good.size() / 2),
-                               "IQ== 0\nIg== 1\n",
-                               "\n" + std::string(1000, '\xFF'),
-                               good.substr(0, 100)};
+  const std::string files[] = {"", "\n", good.substr(0, good.size() / 2),
+                               "\n" + std::string(1000, '\xFF'), good.substr(0, 100)};
   for (const std::string& bytes : files) {
     folder.write("tokenizer.model", bytes);
     expect_error(Code::kInvalidArgument, folder.path() + "/tokenizer.model",
@@ -146,14 +142,57 @@ TEST(TokenizerSentencePiece, BadFilesAreRefusedByName) {
                [&] { (void)load_tokenizer(folder.path(), "chatglm"); });
 }
 
-// Llama 3 folders hold a tiktoken list of that name beside a tokenizer.json.
-TEST(TokenizerSentencePiece, ATiktokenListYieldsToTokenizerJson) {
+// Of a model that is not ChatGLM's, what the files beside it add.
+TEST(TokenizerSentencePiece, TokensAddedBesideTheModel) {
   const TemporaryFolder folder;
-  folder.write("tokenizer.model", "IQ== 0\n");
-  folder.write("tokenizer.json", tiny_json().dump());
-  EXPECT_EQ(load_tokenizer(folder.path(), "qwen2")->size(), 483);
   folder.write("tokenizer.model", read_whole(test_data("tiny-chatglm3/tokenizer.model")));
-  EXPECT_EQ(load_tokenizer(folder.path(), "llama")->size(), 512);
+  folder.write("added_tokens.json", R"({"<think>": 512, "<|im_end|>": 514, "<|im_start|>": 513})");
+  folder.write(
+      "special_tokens_map.json",
+      R"({"eos_token": {"content": "<|im_end|>"}, "additional_special_tokens": ["<|im_start|>"]})");
+  folder.write("tokenizer_config.json",
+               R"({"added_tokens_decoder": {"2": {"content": "</s>", "special": true},
+                   "515": {"content": "<|x|>", "special": true}}})");
+  const auto tokenizer = load_tokenizer(folder.path(), "llama");
+  EXPECT_EQ(tokenizer->size(), 516);
+  EXPECT_EQ(tokenizer->special("<|im_end|>"), 514);
+  EXPECT_EQ(tokenizer->special("<|x|>"), 515);
+  EXPECT_EQ(tokenizer->special("<think>"), std::nullopt);
+  const auto plain = load_tokenizer(test_data("tiny-chatglm3"), "llama");
+  Ids expected = plain->encode("a");
+  expected.push_back(512);
+  for (int32_t id : plain->encode("b<|im_end|></s>")) expected.push_back(id);
+  const Ids ids = tokenizer->encode("a<think>b<|im_end|></s>");
+  EXPECT_EQ(ids, expected);
+  EXPECT_EQ(tokenizer->decode(ids), "a<think> b<|im_end|></s>");  // each part has its dummy space
+}
+
+TEST(TokenizerSentencePiece, AddedTokensThatDoNotFitAreRefused) {
+  const TemporaryFolder folder;
+  folder.write("tokenizer.model", read_whole(test_data("tiny-chatglm3/tokenizer.model")));
+  const struct {
+    const char* config;
+    const char* part;
+    Code code = Code::kInvalidArgument;
+  } cases[] = {
+      {R"({"2": {"content": "<|x|>", "special": true}})", "where the piece \"</s>\" is"},
+      {R"({"99999999": {"content": "<|x|>", "special": true}})", "where 512 pieces end"},
+      {R"({"-1": {"content": "<|x|>"}})", "found the key \"-1\", needs an id"},
+      {R"({"5x": {"content": "<|x|>"}})", "found the key \"5x\", needs an id"},
+      {R"({"512": {"content": ""}})", "the added token \"\""},
+      {R"({"512": {"special": true}})", "\"content\" is missing"},
+      {R"({"512": {"content": "<x>", "lstrip": true}})", "lstrip is not supported"},
+      {R"([])", "needs an object"},
+      {R"({"432": {"content": "\u2581", "special": true}})", "a text could hold it all the same",
+       Code::kUnimplemented},
+  };
+  for (const auto& item : cases) {
+    SCOPED_TRACE(item.config);
+    folder.write("tokenizer_config.json",
+                 "{\"added_tokens_decoder\": " + std::string(item.config) + "}");
+    expect_error(item.code, item.part, [&] { (void)load_tokenizer(folder.path(), "llama"); });
+    expect_error(item.code, folder.path(), [&] { (void)load_tokenizer(folder.path(), "llama"); });
+  }
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ids and texts of our tokenizers against those of the reference libraries, on 10,000 lines, and the speed of both.
 
-    tokenizer_equality_test.py [--lines FILE] [--count N] [--seed N] [--only NAME] [--directory DIR FAMILY] [--sweep]
+    tokenizer_equality_test.py [--lines FILE] [--count N] [--seed N] [--only NAME] [--directory DIR FAMILY REFERENCE] [--sweep]
 
 References: transformers' AutoTokenizer ("auto"), the tokenizers library on a tokenizer.json ("json"), sentencepiece
 itself, tiktoken with the pattern that the vocabulary's own package has. Text never becomes a special token with us, so
@@ -327,7 +327,7 @@ def main():
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=3)
     parser.add_argument("--only")
-    parser.add_argument("--directory", nargs=2, metavar=("DIR", "FAMILY"))
+    parser.add_argument("--directory", nargs=3, metavar=("DIR", "FAMILY", "REFERENCE"), help="REFERENCE: auto, json or sentencepiece")
     parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--show", type=int, default=3, help="differences to print")
     options = parser.parse_args()
@@ -338,7 +338,8 @@ def main():
         wanted = sources(Bench(folder))
         if options.directory:
             path = Path(options.directory[0])
-            wanted = {path.name: lambda: (path, options.directory[1], auto)}
+            reference = {"auto": auto, "json": tokenizer_json, "sentencepiece": sentence_piece}[options.directory[2]]
+            wanted = {path.name: lambda: (path, options.directory[1], reference)}
         print(f"{'tokenizer':26} {'lines':>6} {'tokens':>8} {'differ: ids':>11} {'texts':>6}   beyond Unicode 14: lines, ids")
         for name, source in wanted.items():
             if options.only and options.only != name:
