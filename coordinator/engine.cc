@@ -100,7 +100,19 @@ void Engine::check_request(const Request& request) const {
 }
 
 void Engine::submit(Request request) {
-  check_request(request);
+  std::vector<Request> one;
+  one.push_back(std::move(request));
+  submit(std::move(one));
+}
+
+void Engine::submit(std::vector<Request> answers) {
+  CHECK(!answers.empty(), "a request for no answer");
+  const std::string id = answers.front().id;
+  for (const Request& answer : answers) {
+    check_request(answer);
+    CHECK(answer.id == id, "the answers to one request have different ids");
+  }
+  const auto count = static_cast<int32_t>(answers.size());
   {
     const std::lock_guard lock(mutex_);
     if (!stop_reason_.empty()) {
@@ -113,21 +125,26 @@ void Engine::submit(Request request) {
     if (num_alive_ == 0) {
       throw Error(Code::kUnavailable, "cannot take the request: " + lost_reason_);
     }
-    if (ids_.contains(request.id)) {
+    if (ids_.contains(id)) {
       throw Error(Code::kAlreadyExists,
-                  "cannot take the request: its id " + request.id + " is running already");
+                  "cannot take the request: its id " + id + " is running already");
     }
-    const int64_t num_queued = static_cast<int64_t>(ids_.size()) - load_.running();
-    if (num_queued >= options_.max_queue) {
+    const int32_t num_queued = num_open_ - load_.running();
+    if (num_queued + count > options_.max_queue) {
+      const std::string wanted =
+          count == 1 ? "" : " and it asks for " + std::to_string(count) + " answers";
       throw Error(Code::kResourceExhausted,
                   "cannot take the request: " + std::to_string(num_queued) +
                       " are queued, --max_queue allows " + std::to_string(options_.max_queue) +
-                      "; try again later");
+                      wanted + "; try again later");
     }
     is_idle_ = false;
-    const uint64_t sequence = next_sequence_++;
-    ids_.emplace(request.id, sequence);
-    inbox_.emplace_back(sequence, std::move(request));
+    num_open_ += count;
+    std::vector<uint64_t>& sequences = ids_[id];
+    for (Request& answer : answers) {
+      sequences.push_back(next_sequence_++);
+      inbox_.emplace_back(sequences.back(), std::move(answer));
+    }
   }
   doorbell_->ring();
 }
@@ -137,7 +154,7 @@ void Engine::cancel(const std::string& id) {
     const std::lock_guard lock(mutex_);
     const auto found = ids_.find(id);
     if (found == ids_.end()) return;
-    cancels_.push_back(found->second);
+    cancels_.insert(cancels_.end(), found->second.begin(), found->second.end());
   }
   doorbell_->ring();
 }
@@ -224,7 +241,11 @@ bool Engine::take_inbox(Clock::time_point now) {
     active.request = std::move(request);
     active.entered = now;
     if (active.request.deadline) deadlines_.emplace(*active.request.deadline, sequence);
-    if (!place(sequence, active)) fail(sequence, Code::kUnavailable, lost_reason(), now);
+  }
+  for (const auto& [sequence, taken] : inbox) {
+    const auto found = active_.find(sequence);
+    if (found == active_.end()) continue;  // it failed with an answer before it
+    if (!place(sequence, found->second)) fail(sequence, Code::kUnavailable, lost_reason(), now);
   }
   for (const uint64_t sequence : cancels) {
     if (active_.contains(sequence)) log_end(close(sequence), "cancelled", now);
@@ -318,7 +339,10 @@ Engine::Active Engine::close(uint64_t sequence) {
   }
   if (active.request.deadline) deadlines_.erase({*active.request.deadline, sequence});
   const std::lock_guard lock(mutex_);
-  ids_.erase(active.request.id);
+  const auto open = ids_.find(active.request.id);
+  std::erase(open->second, sequence);
+  if (open->second.empty()) ids_.erase(open);
+  --num_open_;
   return active;
 }
 
@@ -330,9 +354,16 @@ void Engine::finish(uint64_t sequence, FinishReason reason, std::optional<int32_
 }
 
 void Engine::fail(uint64_t sequence, Code code, const std::string& why, Clock::time_point now) {
-  const Active active = close(sequence);
-  log_end(active, code_name(code), now);
-  active.request.sink->on_error(code, "cannot finish the request: " + why);
+  std::vector<uint64_t> answers;
+  {
+    const std::lock_guard lock(mutex_);
+    answers = ids_.at(active_.at(sequence).request.id);
+  }
+  for (const uint64_t answer : answers) {
+    const Active active = close(answer);
+    log_end(active, code_name(code), now);
+    active.request.sink->on_error(code, "cannot finish the request: " + why);
+  }
 }
 
 void Engine::log_end(const Active& active, const std::string& end, Clock::time_point now) const {
@@ -346,7 +377,10 @@ void Engine::log_end(const Active& active, const std::string& end, Clock::time_p
                 active.request.prompt.size(), active.num_output,
                 milliseconds(active.started.value_or(now) - active.entered),
                 milliseconds(first - active.entered), active.num_output > 1 ? rate : 0.0);
-  log_info("request " + active.request.id + ": " + end + ", " + numbers);
+  const int32_t index = active.request.index;
+  const std::string name =
+      active.request.id + (index == 0 ? "" : ", answer " + std::to_string(index));
+  log_info("request " + name + ": " + end + ", " + numbers);
 }
 
 void Engine::publish() {
@@ -363,7 +397,7 @@ void Engine::publish() {
   bool health_changed = false;
   {
     const std::lock_guard lock(mutex_);
-    load.set_waiting(static_cast<int32_t>(ids_.size()) - load.running());
+    load.set_waiting(num_open_ - load.running());
     load_ = load;
     is_idle_ = ids_.empty();
     std::swap(health_changed, health_changed_);

@@ -30,7 +30,7 @@
 namespace trireme {
 
 struct EngineOptions {
-  int32_t max_queue = 256;  // requests admitted and not finished, beside those running
+  int32_t max_queue = 256;  // answers admitted and not finished, beside those running
   // Spins this long after the last work before it sleeps: decode steps then start at once. It does
   // not spin where the last wait was longer than this: that would take a core from the workers for
   // nothing.
@@ -57,7 +57,10 @@ class Engine {
   // kUnavailable (no replica left, draining, stopped), kAlreadyExists (its id is running). The sink
   // hears of everything after that.
   void submit(Request request);
-  // The client does not want it any more: no call of its sink from the next turn on, blocks freed.
+  // The same for all the answers to one request, which share its id: all enter, or none. Each has
+  // an end of its own, but an error of one is the error of all.
+  void submit(std::vector<Request> answers);
+  // The client does not want it any more: no call of its sinks from the next turn on, blocks freed.
   // Unknown ids are ignored.
   void cancel(const std::string& id);
   // No admission from now on; wait_idle() returns true when the last request has ended.
@@ -172,7 +175,8 @@ class Engine {
       ranks_;  // written by the engine's thread only, which so reads without the lock
   std::vector<std::pair<uint64_t, Request>> inbox_;
   std::vector<uint64_t> cancels_;
-  std::unordered_map<std::string, uint64_t> ids_;  // every open request's sequence
+  std::unordered_map<std::string, std::vector<uint64_t>> ids_;  // each open request's sequences
+  int32_t num_open_ = 0;                                        // sequences
   uint64_t next_sequence_ = 1;
   bool is_idle_ = true;  // no request open, and the last sink has returned
   bool draining_ = false;

@@ -161,7 +161,9 @@ void Engine::lose(Replica& replica, Clock::time_point now) {
   }
   std::sort(sequences.begin(), sequences.end());
   for (const uint64_t sequence : sequences) {
-    Active& active = active_.at(sequence);
+    const auto found = active_.find(sequence);
+    if (found == active_.end()) continue;  // it failed with another answer to its request
+    Active& active = found->second;
     // Its client has seen nothing yet, so another replica can begin anew. Once only: a request that
     // ends a replica must not end them all.
     if (active.num_output == 0 && !active.moved) {

@@ -31,7 +31,7 @@ void StopStrings::advance(Pattern& pattern, char c) {
   if (pattern.text[pattern.length] == c) ++pattern.length;
 }
 
-std::string StopStrings::push(std::string_view text) {
+std::string StopStrings::push(std::string_view text, bool counts) {
   if (matched_ != nullptr) return {};
   if (patterns_.empty()) return std::string(text);
   size_t longest_prefix = 0;
@@ -40,11 +40,14 @@ std::string StopStrings::push(std::string_view text) {
     longest_prefix = 0;
     for (Pattern& pattern : patterns_) {
       advance(pattern, c);
-      longest_prefix = std::max(longest_prefix, pattern.length);
-      const bool whole = pattern.length == pattern.text.size();
-      if (whole && (matched_ == nullptr || pattern.text.size() > matched_->size())) {
-        matched_ = &pattern.text;
+      if (pattern.length == pattern.text.size()) {
+        if (!counts) {
+          pattern.length = pattern.fallback[pattern.length];
+        } else if (matched_ == nullptr || pattern.text.size() > matched_->size()) {
+          matched_ = &pattern.text;
+        }
       }
+      longest_prefix = std::max(longest_prefix, pattern.length);
     }
     if (matched_ != nullptr) {
       held_.resize(held_.size() - matched_->size());
@@ -67,10 +70,20 @@ Generation::Generation(const Tokenizer& tokenizer, GenerationOptions options,
       decoder_(tokenizer),
       stops_(options_.stop) {}
 
+std::string Generation::push_text(std::string_view text) {
+  return stops_.push(text, num_output_ > options_.min_tokens);
+}
+
+v1::Delta Generation::new_delta() const {
+  v1::Delta delta;
+  delta.set_index(options_.index);
+  return delta;
+}
+
 std::string Generation::finish_text() {
   if (text_ended_) return {};
   text_ended_ = true;
-  std::string text = stops_.push(decoder_.finish());
+  std::string text = push_text(decoder_.finish());
   text += stops_.finish();
   return text;
 }
@@ -79,9 +92,9 @@ bool Generation::on_token(const OutputToken& token) {
   ++num_output_;
   const bool is_stop_id = std::find(options_.stop_ids.begin(), options_.stop_ids.end(), token.id) !=
                           options_.stop_ids.end();
-  v1::Delta delta;
+  v1::Delta delta = new_delta();
   delta.add_token_ids(token.id);
-  delta.set_text(is_stop_id ? finish_text() : stops_.push(decoder_.push(token.id)));
+  delta.set_text(is_stop_id ? finish_text() : push_text(decoder_.push(token.id)));
   if (options_.logprobs) {
     v1::TokenLogprobs& top = *delta.add_logprobs();
     for (const TokenScore& score : token.logprobs) {
@@ -97,11 +110,12 @@ bool Generation::on_token(const OutputToken& token) {
 void Generation::on_finished(FinishReason reason, std::optional<int32_t> stop_id) {
   const std::string rest = finish_text();
   if (!rest.empty()) {
-    v1::Delta delta;
+    v1::Delta delta = new_delta();
     delta.set_text(rest);
     listener_.on_delta(delta);
   }
   v1::Finished finished;
+  finished.set_index(options_.index);
   finished.set_finish_reason(reason == FinishReason::kStop ? v1::FINISH_REASON_STOP
                                                            : v1::FINISH_REASON_LENGTH);
   if (stops_.matched() != nullptr) {

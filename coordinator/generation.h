@@ -28,7 +28,8 @@ class StopStrings {
 
   // Appends the text; returns what of it, and of what was held back, is certain not to belong to a
   // stop string, or, when one is found, what stood before it. Nothing comes after a match.
-  std::string push(std::string_view text);
+  // counts: whether a stop string that ends in this text is one.
+  std::string push(std::string_view text, bool counts = true);
   // What was held back, now that the text has ended.
   std::string finish();
   // The stop string found. Of those that end at the same byte, the longest.
@@ -57,7 +58,9 @@ class GenerationListener {
 };
 
 struct GenerationOptions {
+  int32_t index = 0;              // which of the answers to a request
   int32_t num_prompt = 0;         // tokens, for the usage
+  int32_t min_tokens = 0;         // stop strings that end before more have come do not count
   std::vector<int32_t> stop_ids;  // those of the request: their own text is not part of the answer
   std::vector<std::string> stop;
   bool logprobs = false;
@@ -78,6 +81,8 @@ class Generation : public RequestSink {
  private:
   // The end of the text: what decoder and stop strings held back.
   std::string finish_text();
+  std::string push_text(std::string_view text);
+  v1::Delta new_delta() const;
 
   GenerationOptions options_;
   GenerationListener& listener_;

@@ -7,6 +7,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "kernels/base/error.h"
@@ -15,12 +16,20 @@ namespace trireme {
 
 using Clock = std::chrono::steady_clock;
 
+// What they do, and in which order: worker/sampler.h.
 struct SamplingParams {
-  float temperature = 1.0f;  // 0: greedy
-  float top_p = 1.0f;        // (0, 1]
-  int32_t top_k = 0;         // 0: off
+  double temperature = 1;  // 0: greedy
+  double top_p = 1;        // (0, 1]
+  int32_t top_k = 0;       // 0: off
+  double min_p = 0;        // 0: off
+  double repetition_penalty = 1;
+  double frequency_penalty = 0;
+  double presence_penalty = 0;
+  std::vector<std::pair<int32_t, double>> logit_bias;  // token id, what is added to its logit
   uint64_t seed = 0;
-  int32_t logprobs = 0;  // best K of each output token
+  int32_t logprobs = 0;             // best K of each output token
+  int32_t min_tokens = 0;           // before as many have been drawn,
+  std::vector<int32_t> banned_ids;  // these are not: the ids that would end the request
 };
 
 struct TokenScore {
@@ -47,8 +56,10 @@ class RequestSink {
   virtual void on_error(Code code, const std::string& message) = 0;
 };
 
+// One answer of the n that a client may ask for.
 struct Request {
   std::string id;               // printable ASCII: it is logged, and named in messages
+  int32_t index = 0;            // which of the answers that share the id
   std::vector<int32_t> prompt;  // at least one id
   SamplingParams sampling;
   int32_t max_tokens = 1;         // prompt + max_tokens <= the placement's context

@@ -24,6 +24,35 @@ void remove(List& list, const Sequence* sequence) {
   if (place != list.end()) list.erase(place);
 }
 
+bool has_penalties(const SamplingParams& sampling) {
+  return sampling.repetition_penalty != 1 || sampling.frequency_penalty != 0 ||
+         sampling.presence_penalty != 0;
+}
+
+// How the token at position `end` is to be drawn.
+void describe_draw(const Sequence& sequence, int32_t end, DrawSpec& draw) {
+  const SamplingParams& sampling = sequence.sampling;
+  draw.set_temperature(sampling.temperature);
+  draw.set_top_p(sampling.top_p);
+  draw.set_top_k(sampling.top_k);
+  draw.set_min_p(sampling.min_p);
+  draw.set_seed(sampling.seed);
+  draw.set_logprobs(sampling.logprobs);
+  if (has_penalties(sampling)) {
+    draw.set_repetition_penalty(sampling.repetition_penalty);
+    draw.set_frequency_penalty(sampling.frequency_penalty);
+    draw.set_presence_penalty(sampling.presence_penalty);
+    draw.set_num_prompt(sequence.num_prompt);
+  }
+  for (const auto& [id, bias] : sampling.logit_bias) {
+    draw.add_bias_ids(id);
+    draw.add_biases(bias);
+  }
+  if (end - sequence.num_prompt < sampling.min_tokens) {
+    draw.mutable_banned_ids()->Assign(sampling.banned_ids.begin(), sampling.banned_ids.end());
+  }
+}
+
 [[noreturn]] void refuse(const MicroBatchResult& result, const std::string& why) {
   throw Error(Code::kInternal,
               "cannot use the result of micro-batch " + std::to_string(result.id()) + ": " + why);
@@ -55,6 +84,7 @@ void Scheduler::add(uint64_t sequence, std::vector<int32_t> prompt,
   Sequence& added = place->second;
   added.id = sequence;
   added.arrival = next_arrival_++;
+  added.num_prompt = static_cast<int32_t>(prompt.size());
   added.tokens = std::move(prompt);
   added.sampling = sampling;
   waiting_.push_back(&added);
@@ -67,6 +97,7 @@ void Scheduler::drop(uint64_t sequence) {
   remove(waiting_, &dropped);
   remove(running_, &dropped);
   remove(ready_, &dropped);
+  release_history(dropped);
   if (dropped.in_flight) {
     dropped.dropped = true;
     return;
@@ -84,6 +115,8 @@ std::optional<MicroBatch> Scheduler::next() {
   admit(draft);
   if (draft.parts.empty()) return std::nullopt;
   draft.batch.set_id(next_batch_++);
+  draft.batch.mutable_released()->Assign(released_.begin(), released_.end());
+  released_.clear();
   in_flight_.push_back({draft.batch.id(), std::move(draft.parts)});
   return std::move(draft.batch);
 }
@@ -139,12 +172,7 @@ void Scheduler::append_chunk(Draft& draft, Sequence& sequence, int32_t num_token
   chunk.mutable_block_table()->Add(sequence.blocks.begin(),
                                    sequence.blocks.begin() + blocks_for(end));
   chunk.set_sample(num_tokens == sequence.num_missing());
-  DrawSpec& draw = *chunk.mutable_draw();
-  draw.set_temperature(sequence.sampling.temperature);
-  draw.set_top_p(sequence.sampling.top_p);
-  draw.set_top_k(sequence.sampling.top_k);
-  draw.set_seed(sequence.sampling.seed);
-  draw.set_logprobs(sequence.sampling.logprobs);
+  describe_draw(sequence, end, *chunk.mutable_draw());
 
   sequence.num_computed = end;
   sequence.in_flight = true;
@@ -168,8 +196,16 @@ void Scheduler::preempt(Sequence& sequence) {
   remove(running_, &sequence);
   remove(ready_, &sequence);
   blocks_.release(sequence.blocks);
+  release_history(sequence);
   sequence.num_computed = 0;
   insert_by_age(waiting_, &sequence);
+}
+
+// What does not run has no history on the reporter, so it has no more of them than sequences run. A
+// sequence that comes back begins at position 0.
+void Scheduler::release_history(const Sequence& sequence) {
+  const bool begun = sequence.num_computed > 0;
+  if (begun && has_penalties(sequence.sampling)) released_.push_back(sequence.id);
 }
 
 std::vector<Scheduler::Drawn> Scheduler::complete(const MicroBatchResult& result) {

@@ -39,8 +39,10 @@ struct SchedulerOptions {
 // A request's place in the scheduler.
 struct Sequence {
   uint64_t id = 0;
-  uint64_t arrival = 0;         // age: lower is older
-  std::vector<int32_t> tokens;  // prompt, then output; all of it is prompt after a preemption
+  uint64_t arrival = 0;  // age: lower is older
+  std::vector<int32_t>
+      tokens;  // prompt, then output; all of it is computed again after a preemption
+  int32_t num_prompt = 0;
   int32_t num_computed = 0;     // positions whose K/V are in the cache, or on their way in flight
   std::vector<int32_t> blocks;  // empty while waiting; for all of `tokens` once admitted
   SamplingParams sampling;
@@ -103,6 +105,7 @@ class Scheduler {
   // Gives `sequence` the blocks of its next position, at the cost of younger ones if need be.
   bool make_room(Sequence& sequence);
   void preempt(Sequence& sequence);
+  void release_history(const Sequence& sequence);
   void check_result(const InFlight& expected, const MicroBatchResult& result) const;
 
   SchedulerOptions options_;
@@ -115,6 +118,7 @@ class Scheduler {
   std::vector<Sequence*>
       ready_;  // running, not in flight, one token to compute: longest wait first
   std::deque<InFlight> in_flight_;  // order of dispatch
+  std::vector<uint64_t> released_;  // of the next micro-batch
 };
 
 }  // namespace trireme

@@ -53,30 +53,47 @@ std::optional<Clock::time_point> deadline_of(const grpc::CallbackServerContext& 
   return Clock::now() + std::chrono::duration_cast<Clock::duration>(left);
 }
 
-// One request's output on its way from the engine to its stream.
+// Who sent a call: an identity that TLS has proved, else its connection. Callers of a Unix socket
+// look alike: they are one user.
+std::string caller_of(const grpc::CallbackServerContext& context) {
+  const auto proof = context.auth_context();
+  if (!proof->IsPeerAuthenticated()) return context.peer();
+  std::string identity = "TLS";
+  for (const grpc::string_ref& part : proof->GetPeerIdentity()) {
+    identity += ' ' + std::string(part.data(), part.size());
+  }
+  return identity;
+}
+
+// What the answers to one request share. Engine's thread only.
+struct Replies {
+  std::shared_ptr<ReplyStream> stream;
+  std::function<void()> on_end;
+  int32_t num_open = 0;
+};
+
+// One answer's output on its way from the engine to the request's stream.
 class Answer final : public GenerationListener {
  public:
-  Answer(const Tokenizer& tokenizer, GenerationOptions options, std::shared_ptr<ReplyStream> stream,
-         std::function<void()> on_end)
-      : stream_(std::move(stream)),
-        on_end_(std::move(on_end)),
-        generation_(tokenizer, std::move(options), *this) {}
+  Answer(const Tokenizer& tokenizer, GenerationOptions options, std::shared_ptr<Replies> replies)
+      : replies_(std::move(replies)), generation_(tokenizer, std::move(options), *this) {}
 
   RequestSink* sink() { return &generation_; }
 
  private:
-  void on_delta(const v1::Delta& delta) override { stream_->add(delta); }
+  void on_delta(const v1::Delta& delta) override { replies_->stream->add(delta); }
   void on_finished(const v1::Finished& finished) override {
-    on_end_();
-    stream_->finish(finished);
+    const bool last = --replies_->num_open == 0;
+    if (last) replies_->on_end();
+    replies_->stream->finish(finished, last);
   }
+  // The engine tells it to every answer; the first ends the stream.
   void on_error(Code code, const std::string& message) override {
-    on_end_();
-    stream_->close(to_status(code, message));
+    replies_->on_end();
+    replies_->stream->close(to_status(code, message));
   }
 
-  const std::shared_ptr<ReplyStream> stream_;
-  const std::function<void()> on_end_;
+  const std::shared_ptr<Replies> replies_;
   Generation generation_;
 };
 
@@ -120,7 +137,7 @@ class Service::InferenceApi final : public v1::Inference::CallbackService {
     return answer(context, [&] {
       service_.require_token(*context);
       check_request_id(request->request_id());
-      service_.abort(request->request_id());
+      service_.abort(request->request_id(), caller_of(*context));
     });
   }
 
@@ -344,27 +361,27 @@ grpc::ServerWriteReactor<v1::GenerateReply>* Service::start(grpc::CallbackServer
     }
     PreparedRequest prepared = prepare(message, now.model);
     prepared.request.deadline = deadline_of(*context);
-    submit(std::move(prepared), stream, now);
+    submit(std::move(prepared), caller_of(*context), stream, now);
   });
   if (!status.ok()) stream->close(status);
   return stream.get();
 }
 
-void Service::submit(PreparedRequest prepared, const std::shared_ptr<ReplyStream>& stream,
-                     const Serving& serving) {
-  Request& request = prepared.request;
-  const std::string id = request.id;
-  GenerationOptions options;
-  options.num_prompt = static_cast<int32_t>(request.prompt.size());
-  options.stop_ids = request.stop_ids;
-  options.stop = std::move(prepared.stop);
-  options.logprobs = request.sampling.logprobs > 0;
-  // The listener and the sink are one object.
-  const auto output = std::make_shared<Answer>(
-      serving.model.tokenizer, std::move(options), stream,
-      [this, id, stream = stream.get()] { remove_running(id, stream, nullptr); });
-  request.sink = std::shared_ptr<RequestSink>(output, output->sink());
-
+void Service::submit(PreparedRequest prepared, const std::string& caller,
+                     const std::shared_ptr<ReplyStream>& stream, const Serving& serving) {
+  const std::string id = prepared.request.id;
+  const auto replies = std::make_shared<Replies>();
+  replies->stream = stream;
+  replies->on_end = [this, id, stream = stream.get()] { remove_running(id, stream, nullptr); };
+  replies->num_open = prepared.n;
+  std::vector<Request> answers;
+  for (int32_t index = 0; index < prepared.n; ++index) {
+    // The listener and the sink are one object.
+    const auto output =
+        std::make_shared<Answer>(serving.model.tokenizer, prepared.options(index), replies);
+    answers.push_back(prepared.answer(index));
+    answers.back().sink = std::shared_ptr<RequestSink>(output, output->sink());
+  }
   stream->set_abandon([this, id, stream = stream.get(), &engine = serving.engine] {
     remove_running(id, stream, &engine);
   });
@@ -374,25 +391,32 @@ void Service::submit(PreparedRequest prepared, const std::shared_ptr<ReplyStream
     throw Error(Code::kAlreadyExists,
                 "request_id: " + id + " is running already; ids must differ, or be left out");
   }
-  serving.engine.submit(std::move(request));
-  running_.emplace(id, stream);
+  serving.engine.submit(std::move(answers));
+  running_.emplace(id, Running{stream, caller});
 }
 
 void Service::remove_running(const std::string& id, const ReplyStream* stream, Engine* cancel_in) {
   const std::lock_guard lock(mutex_);
   const auto found = running_.find(id);
   // Its id may have been given to a later request.
-  if (found == running_.end() || found->second.get() != stream) return;
+  if (found == running_.end() || found->second.stream.get() != stream) return;
   if (cancel_in != nullptr) cancel_in->cancel(id);
   running_.erase(found);
 }
 
-void Service::abort(const std::string& id) {
+void Service::abort(const std::string& id, const std::string& caller) {
   Engine& engine = serving().engine;
   const std::lock_guard lock(mutex_);
   const auto found = running_.find(id);
+  // Whoever has come here with a token has the admin's.
+  if (found != running_.end() && token_.empty() && found->second.caller != caller) {
+    throw Error(Code::kPermissionDenied,
+                "cannot abort " + id +
+                    ": it came over another connection, and to end others' requests takes the "
+                    "admin token, which this server has none of; start it with --token_file");
+  }
   if (found == running_.end() ||
-      !found->second->close(to_status(Code::kCancelled, "the request was ended by Abort"))) {
+      !found->second.stream->close(to_status(Code::kCancelled, "the request was ended by Abort"))) {
     throw Error(Code::kNotFound, "cannot abort " + id + ": no request of this id is running");
   }
   engine.cancel(id);

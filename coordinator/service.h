@@ -55,6 +55,10 @@ class Service {
     ServedModel model;
     Engine& engine;
   };
+  struct Running {
+    std::shared_ptr<ReplyStream> stream;
+    std::string caller;
+  };
 
   const Serving& serving() const;  // throws kFailedPrecondition while loading
   void require_placed() const;     // the same, before announce()
@@ -65,11 +69,12 @@ class Service {
   template <class Message>
   grpc::ServerWriteReactor<v1::GenerateReply>* start(grpc::CallbackServerContext* context,
                                                      const Message& message);
-  void submit(PreparedRequest prepared, const std::shared_ptr<ReplyStream>& stream,
-              const Serving& serving);
+  void submit(PreparedRequest prepared, const std::string& caller,
+              const std::shared_ptr<ReplyStream>& stream, const Serving& serving);
   // Its request has ended, or ends here: cancel_in is the engine to tell.
   void remove_running(const std::string& id, const ReplyStream* stream, Engine* cancel_in);
-  void abort(const std::string& id);
+  // Throws kPermissionDenied where it is another caller's and there is no token to show.
+  void abort(const std::string& id, const std::string& caller);
   grpc::ServerWriteReactor<v1::ClusterHealth>* watch(grpc::CallbackServerContext* context);
 
   // Constant after the server started.
@@ -86,7 +91,7 @@ class Service {
   std::optional<Placement> placement_;
   std::optional<Serving> serving_;
   bool draining_ = false;
-  std::unordered_map<std::string, std::shared_ptr<ReplyStream>> running_;
+  std::unordered_map<std::string, Running> running_;
 
   // Orders the updates of health, so that the last one said is the last one found.
   std::mutex watch_mutex_;

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "coordinator/service_stream.h"
 
+#include <algorithm>
 #include <string>
+#include <utility>
 
 namespace trireme {
 namespace {
@@ -40,12 +42,21 @@ bool OpenStreams::wait_none(std::chrono::milliseconds timeout) const {
   return none_.wait_for(lock, timeout, [this] { return count_ == 0; });
 }
 
+ReplyStream::Pending& ReplyStream::pending(int32_t index) {
+  const auto found = std::find_if(pending_.begin(), pending_.end(),
+                                  [index](const Pending& one) { return one.index == index; });
+  if (found != pending_.end()) return *found;
+  pending_.emplace_back().index = index;
+  return pending_.back();
+}
+
 void ReplyStream::add(const v1::Delta& delta) {
   std::unique_lock lock(mutex_);
   if (closed_) return;
-  pending_bytes_ += delta.ByteSizeLong();
+  const size_t bytes = delta.ByteSizeLong();
+  pending_bytes_ += bytes;
   if (pending_bytes_ > kMaxBacklogBytes) {
-    pending_.reset();
+    pending_.clear();
     close_locked(grpc::Status(grpc::StatusCode::RESOURCE_EXHAUSTED,
                               "the client does not read: " + std::to_string(pending_bytes_) +
                                   " bytes of output wait, at most " +
@@ -55,34 +66,38 @@ void ReplyStream::add(const v1::Delta& delta) {
     on_abandon_();
     return;
   }
-  if (!pending_) {
-    pending_ = delta;
+  Pending& waiting = pending(delta.index());
+  waiting.delta_bytes += bytes;
+  if (!waiting.delta) {
+    waiting.delta = delta;
   } else {
-    pending_->mutable_text()->append(delta.text());
-    pending_->mutable_token_ids()->MergeFrom(delta.token_ids());
-    pending_->mutable_logprobs()->MergeFrom(delta.logprobs());
+    waiting.delta->mutable_text()->append(delta.text());
+    waiting.delta->mutable_token_ids()->MergeFrom(delta.token_ids());
+    waiting.delta->mutable_logprobs()->MergeFrom(delta.logprobs());
   }
   pump(lock);
 }
 
-void ReplyStream::finish(const v1::Finished& finished) {
+void ReplyStream::finish(const v1::Finished& finished, bool last) {
   std::unique_lock lock(mutex_);
   if (closed_) return;
-  finished_ = finished;
-  close_locked(grpc::Status::OK);
+  pending(finished.index()).finished = finished;
+  if (last) close_locked(grpc::Status::OK);
   pump(lock);
 }
 
 bool ReplyStream::take(v1::GenerateReply& reply) {
-  if (pending_) {
-    *reply.mutable_delta() = std::move(*pending_);
-    pending_.reset();
-    pending_bytes_ = 0;
-    return true;
+  if (pending_.empty()) return false;
+  Pending& first = pending_.front();
+  if (first.delta) {
+    *reply.mutable_delta() = std::move(*first.delta);
+    first.delta.reset();
+    pending_bytes_ -= std::exchange(first.delta_bytes, 0);
+  } else {
+    *reply.mutable_finished() = std::move(*first.finished);
+    first.finished.reset();
   }
-  if (!finished_) return false;
-  *reply.mutable_finished() = std::move(*finished_);
-  finished_.reset();
+  if (!first.finished && !first.delta) pending_.pop_front();
   return true;
 }
 

@@ -9,6 +9,8 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstddef>
+#include <cstdint>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -147,7 +149,8 @@ class StreamWriter : public grpc::ServerWriteReactor<Message>,
   grpc::Status status_;
 };
 
-// The events of one request. Deltas that wait for a slow client become one.
+// The events of one request. Deltas of an answer that wait for a slow client become one; the
+// answers take turns.
 class ReplyStream final : public StreamWriter<v1::GenerateReply> {
  public:
   using StreamWriter::StreamWriter;
@@ -156,18 +159,27 @@ class ReplyStream final : public StreamWriter<v1::GenerateReply> {
   void set_abandon(std::function<void()> on_abandon) { on_abandon_ = std::move(on_abandon); }
   // Ends the stream with RESOURCE_EXHAUSTED where more than kMaxBacklogBytes are unread.
   void add(const v1::Delta& delta);
-  // The last event; the stream closes after it.
-  void finish(const v1::Finished& finished);
+  // The last event of an answer; the stream closes after that of the last one.
+  void finish(const v1::Finished& finished, bool last);
 
  private:
   bool take(v1::GenerateReply& reply) override;
   void abandoned() override { on_abandon_(); }
 
   std::function<void()> on_abandon_;
+  // What waits of one answer: at least one of the two.
+  struct Pending {
+    int32_t index = 0;
+    std::optional<v1::Delta> delta;
+    size_t delta_bytes = 0;
+    std::optional<v1::Finished> finished;
+  };
+  // The entry of an answer, at the end of the queue if there was none. REQUIRES: mutex_ is held.
+  Pending& pending(int32_t index);
+
   // Guarded by mutex_.
-  std::optional<v1::Delta> pending_;
+  std::deque<Pending> pending_;
   size_t pending_bytes_ = 0;
-  std::optional<v1::Finished> finished_;
 };
 
 // The latest health; states that a client was too slow to read are skipped.

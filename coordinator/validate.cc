@@ -13,6 +13,7 @@
 
 #include "coordinator/tokenizer/utf8.h"
 #include "kernels/base/error.h"
+#include "worker/sampler.h"
 
 namespace trireme {
 namespace {
@@ -98,34 +99,65 @@ uint64_t random_seed() {
   return uint64_t{device()} << 32 | device();
 }
 
-SamplingParams check_sampling(const v1::Sampling& sampling, int32_t vocab_size) {
-  refuse_if_set(sampling.has_min_p(), "sampling.min_p");
-  refuse_if_set(sampling.has_repetition_penalty(), "sampling.repetition_penalty");
-  refuse_if_set(sampling.has_frequency_penalty(), "sampling.frequency_penalty");
-  refuse_if_set(sampling.has_presence_penalty(), "sampling.presence_penalty");
-  refuse_if_set(sampling.logit_bias_size() > 0, "sampling.logit_bias");
+// Written so that NaN fails.
+void check_number(const std::string& path, double value, double low, double high,
+                  const std::string& allowed) {
+  if (!(value >= low && value <= high)) refuse(path, to_text(value), allowed);
+}
 
+void check_number(const std::string& path, double value, double low, double high) {
+  check_number(path, value, low, high, to_text(low) + " to " + to_text(high));
+}
+
+std::vector<std::pair<int32_t, double>> check_biases(const v1::Sampling& sampling,
+                                                     int32_t vocab_size) {
+  const std::string path = "sampling.logit_bias";
+  check_count(path, sampling.logit_bias().size(), kMaxBiases, "entries");
+  // A map has no order: by id, so that of several mistakes always the same one is named.
+  std::vector<std::pair<int32_t, double>> biases(sampling.logit_bias().begin(),
+                                                 sampling.logit_bias().end());
+  std::sort(biases.begin(), biases.end());
+  for (const auto& [id, bias] : biases) {
+    check_int(path + ", a token id", id, 0, vocab_size - 1);
+    check_number(indexed(path, id), bias, -kMaxBias, kMaxBias);
+  }
+  return biases;
+}
+
+SamplingParams check_sampling(const v1::Sampling& sampling, int32_t vocab_size) {
   SamplingParams params;
   if (sampling.has_temperature()) {
-    const double value = sampling.temperature();
-    // Written so that NaN fails.
-    if (!(value >= 0 && value <= kMaxTemperature)) {
-      refuse("sampling.temperature", to_text(value), "0 (greedy) to " + to_text(kMaxTemperature));
-    }
-    // Logits are divided by it: what is not 0 must not become 0 or overflow them as a float.
-    params.temperature = value == 0 ? 0.0f : std::max(static_cast<float>(value), 1e-6f);
+    params.temperature = sampling.temperature();
+    check_number("sampling.temperature", params.temperature, 0, kMaxTemperature,
+                 "0 (greedy) to " + to_text(kMaxTemperature));
   }
   if (sampling.has_top_p()) {
-    const double value = sampling.top_p();
-    if (!(value > 0 && value <= 1)) {
-      refuse("sampling.top_p", to_text(value), "above 0, up to 1 (off)");
-    }
-    params.top_p = std::max(static_cast<float>(value), std::numeric_limits<float>::min());
+    params.top_p = sampling.top_p();
+    constexpr double kLeast = std::numeric_limits<double>::denorm_min();
+    check_number("sampling.top_p", params.top_p, kLeast, 1, "above 0, up to 1 (off)");
   }
   if (sampling.has_top_k()) {
     check_int("sampling.top_k", sampling.top_k(), 0, vocab_size);
     params.top_k = sampling.top_k();
   }
+  if (sampling.has_min_p()) {
+    params.min_p = sampling.min_p();
+    check_number("sampling.min_p", params.min_p, 0, 1, "0 (off) to 1");
+  }
+  if (sampling.has_repetition_penalty()) {
+    params.repetition_penalty = sampling.repetition_penalty();
+    check_number("sampling.repetition_penalty", params.repetition_penalty, kMinRepetitionPenalty,
+                 kMaxRepetitionPenalty);
+  }
+  if (sampling.has_frequency_penalty()) {
+    params.frequency_penalty = sampling.frequency_penalty();
+    check_number("sampling.frequency_penalty", params.frequency_penalty, -kMaxPenalty, kMaxPenalty);
+  }
+  if (sampling.has_presence_penalty()) {
+    params.presence_penalty = sampling.presence_penalty();
+    check_number("sampling.presence_penalty", params.presence_penalty, -kMaxPenalty, kMaxPenalty);
+  }
+  params.logit_bias = check_biases(sampling, vocab_size);
   params.seed = sampling.has_seed() ? sampling.seed() : random_seed();
   return params;
 }
@@ -157,10 +189,8 @@ void check_metadata(const Message& message) {
 template <class Message>
 PreparedRequest check_common(const Message& message, const ServedModel& model) {
   refuse_unknown_fields(message, "");
-  refuse_if_set(message.has_min_tokens(), "min_tokens");
   refuse_if_set(message.has_priority(), "priority");
-  if (message.has_n() && message.n() < 1) refuse("n", std::to_string(message.n()), "1");
-  refuse_if_set(message.has_n() && message.n() != 1, "n other than 1");
+  if (message.has_n()) check_int("n", message.n(), 1, kMaxAnswers);
   if (message.has_request_id()) check_request_id(message.request_id());
   const int32_t vocab_size = model.spec.vocab_size();
   check_stops(message, vocab_size);
@@ -173,6 +203,7 @@ PreparedRequest check_common(const Message& message, const ServedModel& model) {
     check_int("logprobs", message.logprobs(), 0, std::min(kMaxLogprobs, vocab_size));
     prepared.request.sampling.logprobs = message.logprobs();
   }
+  prepared.n = message.has_n() ? message.n() : 1;
   prepared.stop.assign(message.stop().begin(), message.stop().end());
   std::vector<int32_t>& stop_ids = prepared.request.stop_ids;
   stop_ids.assign(message.stop_token_ids().begin(), message.stop_token_ids().end());
@@ -180,6 +211,29 @@ PreparedRequest check_common(const Message& message, const ServedModel& model) {
     stop_ids.insert(stop_ids.end(), model.spec.stop_ids().begin(), model.spec.stop_ids().end());
   }
   return prepared;
+}
+
+// REQUIRES: max_tokens and the stop ids are entered.
+template <class Message>
+void set_min_tokens(const Message& message, const ServedModel& model, Request& request) {
+  if (!message.has_min_tokens()) return;
+  const int32_t most = request.max_tokens;
+  if (message.min_tokens() < 0 || message.min_tokens() > most) {
+    refuse("min_tokens", std::to_string(message.min_tokens()),
+           "0 to max_tokens, which is " + std::to_string(most));
+  }
+  std::vector<int32_t>& banned = request.sampling.banned_ids;
+  banned = request.stop_ids;
+  std::sort(banned.begin(), banned.end());
+  banned.erase(std::unique(banned.begin(), banned.end()), banned.end());
+  // Ids from the tokenizer's size on are never drawn.
+  const auto num_banned =
+      std::lower_bound(banned.begin(), banned.end(), model.tokenizer.size()) - banned.begin();
+  if (message.min_tokens() > 0 && num_banned >= model.tokenizer.size()) {
+    refuse("min_tokens", std::to_string(message.min_tokens()),
+           "0, for every token is one that stops");
+  }
+  request.sampling.min_tokens = message.min_tokens();
 }
 
 // Enters the prompt, and max_tokens, which by default is what the prompt leaves of the context.
@@ -205,6 +259,7 @@ void set_prompt(const Message& message, const ServedModel& model, const std::str
   prepared.request.max_tokens =
       message.has_max_tokens() ? message.max_tokens() : static_cast<int32_t>(room);
   prepared.request.prompt = std::move(prompt);
+  set_min_tokens(message, model, prepared.request);
 }
 
 std::vector<int32_t> prompt_of(const v1::GenerateRequest& request, const ServedModel& model) {
@@ -245,6 +300,22 @@ std::vector<ChatTurn> turns_of(const v1::ChatRequest& request) {
 }
 
 }  // namespace
+
+Request PreparedRequest::answer(int32_t index) const {
+  Request one = request;
+  one.index = index;
+  one.sampling.seed = seed_of_answer(request.sampling.seed, index);
+  return one;
+}
+
+GenerationOptions PreparedRequest::options(int32_t index) const {
+  return {.index = index,
+          .num_prompt = static_cast<int32_t>(request.prompt.size()),
+          .min_tokens = request.sampling.min_tokens,
+          .stop_ids = request.stop_ids,
+          .stop = stop,
+          .logprobs = request.sampling.logprobs > 0};
+}
 
 void check_request_id(const std::string& id) {
   check_count("request_id", id.size(), kMaxRequestIdBytes, "bytes");

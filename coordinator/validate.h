@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "coordinator/generation.h"
 #include "coordinator/request.h"
 #include "coordinator/tokenizer/chat.h"
 #include "coordinator/tokenizer/tokenizer.h"
@@ -29,6 +30,12 @@ inline constexpr int32_t kMaxLogprobs = 20;
 inline constexpr int kMaxMetadata = 16;
 inline constexpr size_t kMaxMetadataBytes = 512;  // of a key, or of a value
 inline constexpr double kMaxTemperature = 100;
+inline constexpr double kMinRepetitionPenalty = 0.01;
+inline constexpr double kMaxRepetitionPenalty = 10;
+inline constexpr double kMaxPenalty = 2;  // frequency and presence, and the same below 0
+inline constexpr size_t kMaxBiases = 300;
+inline constexpr double kMaxBias = 100;  // and the same below 0
+inline constexpr int32_t kMaxAnswers = 128;
 
 // The model that requests are for. Everything outlives this.
 struct ServedModel {
@@ -39,8 +46,13 @@ struct ServedModel {
 };
 
 struct PreparedRequest {
-  Request request;                // without deadline and sink
+  Request request;                // of answer 0, without deadline and sink
   std::vector<std::string> stop;  // strings that end the text
+  int32_t n = 1;                  // answers
+
+  // What to submit for one of the answers, without sink, and how its tokens become text.
+  Request answer(int32_t index) const;
+  GenerationOptions options(int32_t index) const;
 };
 
 // Fills in every default; id and seed are drawn where the client gave none.

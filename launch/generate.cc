@@ -29,7 +29,7 @@ struct Board {
   std::condition_variable changed;
 };
 
-// The answer to one prompt as it grows. Written by the engine's thread, read by main's, both under
+// One answer to a prompt as it grows. Written by the engine's thread, read by main's, both under
 // the board's mutex.
 class Answer final : public GenerationListener {
  public:
@@ -56,16 +56,17 @@ class Answer final : public GenerationListener {
     if (error_) throw Error(error_->code(), where + ": " + error_->what());
   }
 
-  ordered_json to_json(int index, const std::vector<int32_t>& prompt, bool logprobs) const {
+  ordered_json to_json(int index, int choice, const PreparedRequest& prepared) const {
     const std::lock_guard lock(board_.mutex);
     ordered_json line;
     line["index"] = index;
-    line["prompt_ids"] = prompt;
+    if (prepared.n > 1) line["choice"] = choice;
+    line["prompt_ids"] = prepared.request.prompt;
     line["output_ids"] = ids_;
     line["text"] = text_;
     line["finish_reason"] =
         finished_->finish_reason() == v1::FINISH_REASON_STOP ? "stop" : "length";
-    if (logprobs) {
+    if (prepared.request.sampling.logprobs > 0) {
       ordered_json& all = line["logprobs"] = ordered_json::array();
       for (const v1::TokenLogprobs& token : logprobs_) {
         ordered_json& best = all.emplace_back(ordered_json::array());
@@ -122,19 +123,18 @@ PreparedRequest prepare_item(const GenerateItem& item, const ServedModel& model)
   }
 }
 
-std::shared_ptr<Answer> submit(PreparedRequest prepared, Board& board, const Tokenizer& tokenizer,
-                               Engine& engine) {
-  Request& request = prepared.request;
-  GenerationOptions options;
-  options.num_prompt = static_cast<int32_t>(request.prompt.size());
-  options.stop_ids = request.stop_ids;
-  options.stop = std::move(prepared.stop);
-  options.logprobs = request.sampling.logprobs > 0;
-  const auto answer = std::make_shared<Answer>(board, tokenizer, std::move(options));
-  request.sink = std::shared_ptr<RequestSink>(answer, answer->sink());
-  answer->start();
-  engine.submit(std::move(request));
-  return answer;
+std::vector<std::shared_ptr<Answer>> submit(const PreparedRequest& prepared, Board& board,
+                                            const Tokenizer& tokenizer, Engine& engine) {
+  std::vector<std::shared_ptr<Answer>> answers;
+  std::vector<Request> requests;
+  for (int32_t index = 0; index < prepared.n; ++index) {
+    answers.push_back(std::make_shared<Answer>(board, tokenizer, prepared.options(index)));
+    requests.push_back(prepared.answer(index));
+    requests.back().sink = std::shared_ptr<RequestSink>(answers.back(), answers.back()->sink());
+    answers.back()->start();
+  }
+  engine.submit(std::move(requests));
+  return answers;
 }
 
 void print_text(const Answer& answer, const std::string& where) {
@@ -149,13 +149,21 @@ void print_text(const Answer& answer, const std::string& where) {
   answer.check(where);
 }
 
-void print_json(const Answer& answer, int index, const PreparedRequest& prepared,
+void print_json(const Answer& answer, int index, int32_t choice, const PreparedRequest& prepared,
                 const std::string& where) {
   answer.wait(std::numeric_limits<size_t>::max());
   answer.check(where);
-  std::cout << answer.to_json(index, prepared.request.prompt,
-                              prepared.request.sampling.logprobs > 0)
-            << std::endl;
+  std::cout << answer.to_json(index, choice, prepared) << std::endl;
+}
+
+// Of all prompts together; what prepare() refuses counts as one.
+int32_t num_answers(const std::vector<GenerateItem>& items) {
+  size_t count = 0;
+  for (const GenerateItem& item : items) {
+    const int32_t n = std::visit([](const auto& request) { return request.n(); }, item.request);
+    count += static_cast<size_t>(std::clamp(n, 1, kMaxAnswers));
+  }
+  return static_cast<int32_t>(std::min<size_t>(count, std::numeric_limits<int32_t>::max()));
 }
 
 }  // namespace
@@ -164,8 +172,7 @@ int generate(const Options& options) {
   const std::vector<GenerateItem> items = read_items(options.generate);
   Options sized = options;
   // Nobody else asks: the queue holds them all.
-  sized.serve.max_queue =
-      static_cast<int32_t>(std::min<size_t>(items.size(), std::numeric_limits<int32_t>::max()));
+  sized.serve.max_queue = num_answers(items);
   Board board;  // outlives the job, whose engine has the answers
   Job job(sized);
   const ServedModel model{job.model(), job.tokenizer(), job.chat_format(),
@@ -175,17 +182,20 @@ int generate(const Options& options) {
   for (const GenerateItem& item : items) prepared.push_back(prepare_item(item, model));
   job.load([] { return false; });
 
-  std::vector<std::shared_ptr<Answer>> answers;
+  std::vector<std::vector<std::shared_ptr<Answer>>> answers;  // to each prompt
   for (const PreparedRequest& one : prepared) {
     answers.push_back(submit(one, board, job.tokenizer(), job.engine()));
   }
   for (size_t i = 0; i < items.size(); ++i) {
-    if (options.generate.json) {
-      print_json(*answers[i], static_cast<int>(i), prepared[i], items[i].where);
-    } else {
-      print_text(*answers[i], items[i].where);
+    for (int32_t choice = 0; choice < prepared[i].n; ++choice) {
+      std::shared_ptr<Answer>& answer = answers[i][static_cast<size_t>(choice)];
+      if (options.generate.json) {
+        print_json(*answer, static_cast<int>(i), choice, prepared[i], items[i].where);
+      } else {
+        print_text(*answer, items[i].where);
+      }
+      answer.reset();
     }
-    answers[i].reset();
   }
   if (!std::cout) throw Error(Code::kInternal, "cannot write the answers to stdout");
   return 0;

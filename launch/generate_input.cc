@@ -2,9 +2,11 @@
 #include "launch/generate_input.h"
 
 #include <cerrno>
+#include <charconv>
 #include <cstring>
 #include <fstream>
 #include <limits>
+#include <map>
 #include <nlohmann/json.hpp>
 
 #include "kernels/base/error.h"
@@ -21,11 +23,18 @@ Message with_fields(const GenerateFlags& flags) {
   sampling.set_temperature(flags.temperature);
   sampling.set_top_p(flags.top_p);
   sampling.set_top_k(flags.top_k);
+  sampling.set_min_p(flags.min_p);
+  sampling.set_repetition_penalty(flags.repetition_penalty);
+  sampling.set_frequency_penalty(flags.frequency_penalty);
+  sampling.set_presence_penalty(flags.presence_penalty);
+  sampling.mutable_logit_bias()->insert(flags.logit_bias.begin(), flags.logit_bias.end());
   if (flags.seed) sampling.set_seed(*flags.seed);
   message.mutable_stop()->Assign(flags.stop.begin(), flags.stop.end());
   message.mutable_stop_token_ids()->Assign(flags.stop_token_ids.begin(),
                                            flags.stop_token_ids.end());
   if (flags.max_tokens) message.set_max_tokens(*flags.max_tokens);
+  if (flags.min_tokens) message.set_min_tokens(*flags.min_tokens);
+  message.set_n(flags.n);
   message.set_ignore_eos(flags.ignore_eos);
   message.set_logprobs(flags.logprobs);
   return message;
@@ -92,6 +101,19 @@ class Value {
     for (const json& id : value_) ids.push_back(Value(where_, key_, id).integer());
     return ids;
   }
+  std::map<int32_t, double> biases() const {
+    const std::string allowed = "an object such as {\"198\": -100}";
+    if (!value_.is_object()) refuse(allowed);
+    std::map<int32_t, double> biases;
+    for (const auto& [key, bias] : value_.items()) {
+      int32_t id = 0;
+      const char* const end = key.data() + key.size();
+      const auto [stop, error] = std::from_chars(key.data(), end, id);
+      if (error != std::errc() || stop != end) refuse(allowed);
+      if (!biases.emplace(id, Value(where_, key_, bias).number()).second) refuse(allowed);
+    }
+    return biases;
+  }
   std::vector<std::string> texts() const {
     if (value_.is_string()) return {text()};
     if (!value_.is_array()) refuse("a string or a list of strings");
@@ -113,27 +135,30 @@ class Value {
 
 // A key of a line that stands for a flag. False: there is no such key.
 bool set_flag(const std::string& key, const Value& value, GenerateFlags& flags) {
-  if (key == "max_tokens") {
-    flags.max_tokens = value.integer();
-  } else if (key == "temperature") {
-    flags.temperature = value.number();
-  } else if (key == "top_p") {
-    flags.top_p = value.number();
-  } else if (key == "top_k") {
-    flags.top_k = value.integer();
-  } else if (key == "seed") {
-    flags.seed = value.seed();
-  } else if (key == "stop") {
-    flags.stop = value.texts();
-  } else if (key == "stop_token_ids") {
-    flags.stop_token_ids = value.ids();
-  } else if (key == "ignore_eos") {
-    flags.ignore_eos = value.flag();
-  } else if (key == "logprobs") {
-    flags.logprobs = value.integer();
-  } else {
-    return false;
-  }
+  using Set = void (*)(GenerateFlags&, const Value&);
+  static const std::map<std::string, Set> kSetters{
+      {"max_tokens", [](auto& to, const auto& from) { to.max_tokens = from.integer(); }},
+      {"min_tokens", [](auto& to, const auto& from) { to.min_tokens = from.integer(); }},
+      {"n", [](auto& to, const auto& from) { to.n = from.integer(); }},
+      {"temperature", [](auto& to, const auto& from) { to.temperature = from.number(); }},
+      {"top_p", [](auto& to, const auto& from) { to.top_p = from.number(); }},
+      {"top_k", [](auto& to, const auto& from) { to.top_k = from.integer(); }},
+      {"min_p", [](auto& to, const auto& from) { to.min_p = from.number(); }},
+      {"repetition_penalty",
+       [](auto& to, const auto& from) { to.repetition_penalty = from.number(); }},
+      {"frequency_penalty",
+       [](auto& to, const auto& from) { to.frequency_penalty = from.number(); }},
+      {"presence_penalty", [](auto& to, const auto& from) { to.presence_penalty = from.number(); }},
+      {"logit_bias", [](auto& to, const auto& from) { to.logit_bias = from.biases(); }},
+      {"seed", [](auto& to, const auto& from) { to.seed = from.seed(); }},
+      {"stop", [](auto& to, const auto& from) { to.stop = from.texts(); }},
+      {"stop_token_ids", [](auto& to, const auto& from) { to.stop_token_ids = from.ids(); }},
+      {"ignore_eos", [](auto& to, const auto& from) { to.ignore_eos = from.flag(); }},
+      {"logprobs", [](auto& to, const auto& from) { to.logprobs = from.integer(); }},
+  };
+  const auto setter = kSetters.find(key);
+  if (setter == kSetters.end()) return false;
+  setter->second(flags, value);
   return true;
 }
 

@@ -57,7 +57,9 @@ constexpr const char* kGenerateExamples = R"(Examples:
   mpirun -n 3 trireme generate --model PATH --input prompts.jsonl --json > answers.jsonl
 
 A line of --input: {"prompt": "…"} or {"chat": "…"} or {"prompt_ids": […]}, and where it differs from
-the flags: max_tokens, temperature, top_p, top_k, seed, stop, stop_token_ids, ignore_eos, logprobs.)";
+the flags: max_tokens, min_tokens, temperature, top_p, top_k, min_p, repetition_penalty,
+frequency_penalty, presence_penalty, logit_bias ({"ID": VALUE}), seed, n, stop, stop_token_ids,
+ignore_eos, logprobs.)";
 
 constexpr const char* kChatExamples = R"(Examples:
   trireme chat "What is the capital of France?"
@@ -123,6 +125,27 @@ std::map<std::string, uint64_t> parse_max_memory(const std::string& text) {
   return limits;
 }
 
+std::map<int32_t, double> parse_biases(const std::string& text) {
+  const std::string allowed = "ID=VALUE with commas between them, such as 198=-100,25=1.5";
+  std::map<int32_t, double> biases;
+  for (const std::string& part : split(text, ',')) {
+    const char* const end = part.data() + part.size();
+    int32_t id = 0;
+    double bias = 0;
+    const auto key = std::from_chars(part.data(), end, id);
+    if (key.ec != std::errc() || key.ptr == end || *key.ptr != '=') {
+      bad_value("--logit_bias", part, allowed);
+    }
+    const auto value = std::from_chars(key.ptr + 1, end, bias);
+    if (value.ec != std::errc() || value.ptr != end) bad_value("--logit_bias", part, allowed);
+    if (!biases.emplace(id, bias).second) {
+      bad_value("--logit_bias", text,
+                "each token once, and " + std::to_string(id) + " is there twice");
+    }
+  }
+  return biases;
+}
+
 // A flag that may be repeated and takes one value each time.
 CLI::Option* add_repeated(CLI::App& app, const std::string& name, std::vector<std::string>& values,
                           const std::string& help) {
@@ -180,6 +203,31 @@ CLI::App* add_serve(CLI::App& app, Options& options, std::string& dead_after) {
   return serve;
 }
 
+void add_sampling_flags(CLI::App& app, GenerateFlags& flags) {
+  app.add_option("--temperature", flags.temperature, "0: greedy; up to 100")->capture_default_str();
+  app.add_option("--top_p", flags.top_p, "above 0, up to 1 (off)")->capture_default_str();
+  app.add_option("--top_k", flags.top_k, "0: off")->capture_default_str();
+  app.add_option("--min_p", flags.min_p, "least part of the best token's probability; 0: off")
+      ->capture_default_str();
+  app.add_option("--repetition_penalty", flags.repetition_penalty,
+                 "of tokens in prompt and output, 0.01 to 10; 1: off")
+      ->capture_default_str();
+  app.add_option("--frequency_penalty", flags.frequency_penalty,
+                 "for each time that a token was drawn, -2 to 2")
+      ->capture_default_str();
+  app.add_option("--presence_penalty", flags.presence_penalty, "of tokens that were drawn, -2 to 2")
+      ->capture_default_str();
+  app.add_option_function<std::string>(
+      "--logit_bias", [&flags](const std::string& text) { flags.logit_bias = parse_biases(text); },
+      "added to the logits of tokens, -100 to 100: ID=VALUE,ID=VALUE");
+  app.add_option("--seed", flags.seed, "the same seed draws the same tokens")
+      ->check(CLI::NonNegativeNumber);
+  app.add_option("--n", flags.n, "answers to each prompt, each with a draw of its own, up to 128")
+      ->capture_default_str();
+  app.add_option("--min_tokens", flags.min_tokens,
+                 "of each answer, before anything but --max_tokens ends it");
+}
+
 CLI::App* add_generate(CLI::App& app, Options& options, std::vector<std::string>& prompt_ids) {
   GenerateFlags& flags = options.generate;
   CLI::App* const generate = app.add_subcommand("generate", "Answers prompts without a server");
@@ -190,18 +238,13 @@ CLI::App* add_generate(CLI::App& app, Options& options, std::vector<std::string>
   generate->add_option("--input", flags.input, "file with one JSON object per line");
   generate->add_option("--max_tokens", flags.max_tokens,
                        "of each answer (default: what is left of the context)");
-  generate->add_option("--temperature", flags.temperature, "0: greedy; up to 100")
-      ->capture_default_str();
-  generate->add_option("--top_p", flags.top_p, "above 0, up to 1 (off)")->capture_default_str();
-  generate->add_option("--top_k", flags.top_k, "0: off")->capture_default_str();
-  generate->add_option("--seed", flags.seed, "the same seed draws the same tokens")
-      ->check(CLI::NonNegativeNumber);
+  add_sampling_flags(*generate, flags);
   add_repeated(*generate, "--stop", flags.stop, "text that ends the answer; may be repeated");
   generate->add_option("--stop_token_ids", flags.stop_token_ids, "ids that end it: 1,2,3")
       ->delimiter(',');
   generate->add_flag("--ignore_eos", flags.ignore_eos, "go on past the model's own stop ids");
   generate->add_option("--logprobs", flags.logprobs, "best K of each output token; with --json");
-  generate->add_flag("--json", flags.json, "one JSON object per prompt on stdout");
+  generate->add_flag("--json", flags.json, "one JSON object per answer on stdout");
   generate->footer(kGenerateExamples);
   return generate;
 }

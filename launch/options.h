@@ -51,7 +51,13 @@ struct GenerateFlags {
   double temperature = 0.0;  // generate is greedy unless told otherwise
   double top_p = 1.0;
   int32_t top_k = 0;
+  double min_p = 0.0;
+  double repetition_penalty = 1.0;
+  double frequency_penalty = 0.0, presence_penalty = 0.0;
+  std::map<int32_t, double> logit_bias;  // --logit_bias ID=V,ID=V
   std::optional<uint64_t> seed;
+  int32_t n = 1;
+  std::optional<int32_t> min_tokens;
   std::vector<std::string> stop;
   std::vector<int32_t> stop_token_ids;
   bool ignore_eos = false;

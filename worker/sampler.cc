@@ -2,19 +2,87 @@
 #include "worker/sampler.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <functional>
+#include <limits>
 #include <numeric>
+#include <string>
 
 #include "kernels/base/error.h"
 
 namespace trireme {
 namespace {
 
+constexpr uint64_t kGolden = 0x9E3779B97F4A7C15u;  // 2^64 over the golden ratio
+
 // The finaliser of SplitMix64 (Steele, Lea, Flood 2014).
 uint64_t mix(uint64_t value) {
   value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9u;
   value = (value ^ value >> 27) * 0x94D049BB133111EBu;
   return value ^ value >> 31;
+}
+
+constexpr double kNone = -std::numeric_limits<double>::infinity();
+
+[[noreturn]] void refuse_logits(const std::string& what) {
+  throw Error(Code::kInternal,
+              "cannot sample: " + what + "; the weights or their dtype overflow, try --dtype fp32");
+}
+
+[[noreturn]] void refuse_spec(const std::string& what) {
+  throw Error(Code::kInvalidArgument, "cannot sample: " + what);
+}
+
+void check_row(int32_t id, size_t rows) {
+  if (id >= 0 && static_cast<size_t>(id) < rows) return;
+  refuse_spec("a bias or ban of token " + std::to_string(id) + ", the logits have " +
+              std::to_string(rows) + " rows");
+}
+
+// Not the service's ranges, but what everything below relies on.
+void check_spec(const DrawSpec& spec) {
+  double sum = spec.temperature() + spec.repetition_penalty() + spec.frequency_penalty() +
+               spec.presence_penalty();
+  for (const double bias : spec.biases()) sum += bias;
+  if (!std::isfinite(sum) || spec.temperature() < 0 || spec.repetition_penalty() < 0 ||
+      !(spec.top_p() > 0) || !(spec.min_p() <= 1)) {
+    refuse_spec("a parameter of its draw is not finite, or out of its range");
+  }
+  if (spec.bias_ids_size() != spec.biases_size()) {
+    refuse_spec(std::to_string(spec.biases_size()) + " biases for " +
+                std::to_string(spec.bias_ids_size()) + " ids");
+  }
+}
+
+// Eight lanes, for one would wait for each comparison.
+double highest(std::span<const double> scores) {
+  std::array<double, 8> lanes;
+  lanes.fill(kNone);
+  size_t index = 0;
+  for (; index + lanes.size() <= scores.size(); index += lanes.size()) {
+    for (size_t lane = 0; lane < lanes.size(); ++lane) {
+      lanes[lane] = std::max(lanes[lane], scores[index + lane]);
+    }
+  }
+  double best = *std::max_element(lanes.begin(), lanes.end());
+  for (; index < scores.size(); ++index) best = std::max(best, scores[index]);
+  return best;
+}
+
+// The k-th best. REQUIRES: 1 <= k <= scores.size().
+double kth_best(std::span<const double> scores, size_t k, std::vector<double>& scratch) {
+  constexpr size_t kFew = 1024;  // a heap of so many is faster than a partition of all
+  if (k <= kFew) {
+    scratch.resize(k);
+    std::partial_sort_copy(scores.begin(), scores.end(), scratch.begin(), scratch.end(),
+                           std::greater<>());
+    return scratch.back();
+  }
+  scratch.assign(scores.begin(), scores.end());
+  const auto place = scratch.begin() + static_cast<std::ptrdiff_t>(k - 1);
+  std::nth_element(scratch.begin(), place, scratch.end(), std::greater<>());
+  return *place;
 }
 
 // Sorts the `count` best of `order` to its front: higher logit first, then lower id.
@@ -31,82 +99,167 @@ void sort_best(std::span<const float> logits, std::vector<int32_t>& order, size_
 }  // namespace
 
 double uniform_draw(uint64_t seed, int32_t position) {
-  const uint64_t bits = mix(mix(seed + 0x9E3779B97F4A7C15u) +
-                            0x9E3779B97F4A7C15u * (static_cast<uint64_t>(position) + 1));
+  const uint64_t bits = mix(mix(seed + kGolden) + kGolden * (static_cast<uint64_t>(position) + 1));
   return static_cast<double>(bits >> 11) * 0x1p-53;
 }
 
-int32_t Sampler::pick(std::span<const float> logits, const DrawSpec& spec, int32_t position) {
-  const auto best =
-      static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
-  if (spec.temperature() == 0) return best;
-
-  const double top = logits[static_cast<size_t>(best)];
-  const auto weight = [&](int32_t id) {
-    return std::exp((logits[static_cast<size_t>(id)] - top) / double{spec.temperature()});
-  };
-  const size_t limit =
-      spec.top_k() > 0 ? std::min(static_cast<size_t>(spec.top_k()), logits.size()) : logits.size();
-  order_.resize(logits.size());
-  std::iota(order_.begin(), order_.end(), 0);
-  double total = 0;
-  if (limit == logits.size()) {
-    for (const int32_t id : order_) total += weight(id);
-  } else {
-    sort_best(logits, order_, limit);
-    for (size_t index = 0; index < limit; ++index) total += weight(order_[index]);
-  }
-
-  // Only as much of the order is sorted as the nucleus turns out to need.
-  size_t kept = limit;
-  double kept_total = total;
-  if (spec.top_p() < 1) {
-    size_t sorted = limit == logits.size() ? 0 : limit;
-    kept_total = 0;
-    for (kept = 0; kept < limit && kept_total < spec.top_p() * total; ++kept) {
-      if (kept == sorted) {
-        sorted = std::min(limit, std::max<size_t>(64, 4 * sorted));
-        sort_best(logits, order_, sorted);
-      }
-      kept_total += weight(order_[kept]);
-    }
-  }
-  double left = uniform_draw(spec.seed(), position) * kept_total;
-  for (size_t index = 0; index < kept; ++index) {
-    left -= weight(order_[index]);
-    if (left < 0) return order_[index];
-  }
-  return order_[kept - 1];  // rounding used up the last weight
+uint64_t seed_of_answer(uint64_t seed, int32_t index) {
+  return index == 0 ? seed : mix(seed + kGolden * static_cast<uint64_t>(index));
 }
 
-void Sampler::draw(std::span<const float> logits, const DrawSpec& spec, int32_t position,
-                   SampledToken& result) {
-  const auto highest = *std::max_element(logits.begin(), logits.end());
-  double sum = 0;
-  for (const float logit : logits) sum += std::exp(double{logit} - highest);
-  if (!std::isfinite(sum) || !std::isfinite(highest)) {
-    throw Error(
-        Code::kInternal,
-        "cannot sample: the logits of a position are not finite; the weights or their dtype "
-        "overflow, try --dtype fp32");
+bool has_penalties(const DrawSpec& spec) {
+  const double repetition = spec.repetition_penalty();
+  return (repetition != 0 && repetition != 1) || spec.frequency_penalty() != 0 ||
+         spec.presence_penalty() != 0;
+}
+
+void Sampler::load(std::span<const float> logits) {
+  scores_.resize(logits.size());
+  bool finite = true;
+  for (size_t id = 0; id < logits.size(); ++id) {
+    finite &= logits[id] < std::numeric_limits<float>::infinity();  // false for NaN too
+    scores_[id] = logits[id];
   }
-  const double log_sum = highest + std::log(sum);
+  if (!finite) refuse_logits("the logits of a position are not finite");
+}
+
+void Sampler::adjust(const DrawSpec& spec, std::span<const int32_t> history) {
+  for (int index = 0; index < spec.bias_ids_size(); ++index) {
+    check_row(spec.bias_ids(index), scores_.size());
+    scores_[static_cast<size_t>(spec.bias_ids(index))] += spec.biases(index);
+  }
+  if (has_penalties(spec)) penalise(spec, history);
+  for (const int32_t id : spec.banned_ids()) {
+    check_row(id, scores_.size());
+    scores_[static_cast<size_t>(id)] = kNone;
+  }
+}
+
+void Sampler::penalise(const DrawSpec& spec, std::span<const int32_t> history) {
+  counts_.resize(scores_.size());
+  const auto count = [this](int32_t id) -> int32_t& { return counts_[static_cast<size_t>(id)]; };
+  const double repetition = spec.repetition_penalty() == 0 ? 1 : spec.repetition_penalty();
+  for (const int32_t id : history) {
+    if (count(id)++ > 0) continue;
+    double& score = scores_[static_cast<size_t>(id)];
+    score = score < 0 ? score * repetition : score / repetition;
+  }
+  for (const int32_t id : history) count(id) = 0;
+  const auto num_prompt = static_cast<size_t>(std::max(spec.num_prompt(), 0));
+  const auto output = history.subspan(std::min(num_prompt, history.size()));
+  for (const int32_t id : output) ++count(id);
+  for (const int32_t id : output) {
+    if (count(id) == 0) continue;  // where it stood first, all were taken off
+    scores_[static_cast<size_t>(id)] -=
+        spec.frequency_penalty() * count(id) + spec.presence_penalty();
+    count(id) = 0;
+  }
+}
+
+// Cuts candidates_, whose weights sum up to `total`, to its best that reach the share top_p.
+void Sampler::keep_nucleus(double top_p, double total) {
+  const auto better = [](const Candidate& a, const Candidate& b) {
+    return a.weight != b.weight ? a.weight > b.weight : a.id < b.id;
+  };
+  // Those below the cut-off do not make up 1 - top_p all together: the boundary lies above it.
+  // The best one's weight is 1, which rounding must not cut off.
+  const double cutoff =
+      std::min(1.0, (1 - top_p) * total / static_cast<double>(candidates_.size()));
+  heads_.clear();
+  for (const Candidate& one : candidates_) {
+    if (one.weight >= cutoff) heads_.push_back(one);
+  }
+  // Halves of halves, as a quickselect by weight.
+  auto begin = heads_.begin();
+  auto end = heads_.end();
+  double needed = top_p * total;
+  while (end - begin > 1) {
+    const auto middle = begin + (end - begin) / 2;
+    std::nth_element(begin, middle, end, better);
+    double sum = 0;
+    for (auto one = begin; one != middle; ++one) sum += one->weight;
+    if (sum >= needed) {
+      end = middle;
+    } else {
+      needed -= sum;
+      begin = middle;
+    }
+  }
+  std::erase_if(candidates_,
+                [&, last = *begin](const Candidate& one) { return better(last, one); });
+}
+
+void Sampler::keep(const DrawSpec& spec) {
+  const std::span<const double> scores(
+      scores_.data(), std::min(scores_.size(), static_cast<size_t>(logical_vocab_size_)));
+  const double best = highest(scores);
+  if (!std::isfinite(best)) refuse_logits("no token of a position has a finite logit");
+  candidates_.clear();
+  if (spec.temperature() == 0) {
+    const auto id = std::find(scores.begin(), scores.end(), best) - scores.begin();
+    candidates_.push_back({1, static_cast<int32_t>(id)});
+    return;
+  }
+  double least = kNone;
+  if (spec.top_k() > 0 && static_cast<size_t>(spec.top_k()) < scores.size()) {
+    least = kth_best(scores, static_cast<size_t>(spec.top_k()), best_);
+  }
+  double total = 0;
+  for (size_t id = 0; id < scores.size(); ++id) {
+    if (scores[id] < least) continue;
+    const double weight = std::exp((scores[id] - best) / spec.temperature());
+    candidates_.push_back({weight, static_cast<int32_t>(id)});
+    total += weight;
+  }
+  if (spec.top_p() < 1) keep_nucleus(spec.top_p(), total);
+  if (spec.min_p() > 0) {
+    std::erase_if(candidates_, [&](const Candidate& one) { return one.weight < spec.min_p(); });
+  }
+}
+
+// The best tokens of the raw logits, with their logprobs and the drawn one's.
+void Sampler::report(std::span<const float> logits, int32_t count, SampledToken& result) {
+  const double best = *std::max_element(logits.begin(), logits.end());
+  double sum = 0;
+  for (const float logit : logits) sum += std::exp(logit - best);
+  const double log_sum = best + std::log(sum);
   const auto logprob = [&](int32_t id) {
     return static_cast<float>(logits[static_cast<size_t>(id)] - log_sum);
   };
-  const auto usable = std::min(logits.size(), static_cast<size_t>(logical_vocab_size_));
-  result.set_token(pick(logits.first(usable), spec, position));
   result.set_logprob(logprob(result.token()));
-  if (spec.logprobs() <= 0) return;
   order_.resize(logits.size());
   std::iota(order_.begin(), order_.end(), 0);
-  const auto count = std::min(static_cast<size_t>(spec.logprobs()), logits.size());
-  sort_best(logits, order_, count);
-  for (size_t index = 0; index < count; ++index) {
+  const size_t most = std::min(static_cast<size_t>(count), logits.size());
+  sort_best(logits, order_, most);
+  for (size_t index = 0; index < most; ++index) {
     TokenLogprob& entry = *result.add_logprobs();
     entry.set_id(order_[index]);
     entry.set_logprob(logprob(order_[index]));
   }
+}
+
+std::span<const Sampler::Candidate> Sampler::candidates(std::span<const float> logits,
+                                                        const DrawSpec& spec,
+                                                        std::span<const int32_t> history) {
+  check_spec(spec);
+  load(logits);
+  adjust(spec, history);
+  keep(spec);
+  return candidates_;
+}
+
+void Sampler::draw(std::span<const float> logits, const DrawSpec& spec, int32_t position,
+                   std::span<const int32_t> history, SampledToken& result) {
+  const std::span<const Candidate> left = candidates(logits, spec, history);
+  double total = 0;
+  for (const Candidate& one : left) total += one.weight;
+  const double target = uniform_draw(spec.seed(), position) * total;
+  double sum = 0;
+  size_t index = 0;
+  // It ends: a draw is below 1, and the same terms in the same order have the same sum.
+  while ((sum += left[index].weight) <= target) ++index;
+  result.set_token(left[index].id);
+  if (spec.logprobs() > 0) report(logits, spec.logprobs(), result);
 }
 
 }  // namespace trireme

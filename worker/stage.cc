@@ -61,7 +61,8 @@ Stage::Stage(const Assign& assign, Checkpoint& checkpoint, Backend& backend, Tra
       weights_(load_weights(assign_.model(), spec(), shard(), dtype_of(assign_.placement()),
                             checkpoint, backend, progress)),
       batch_(backend, assign_.model(), assign_.placement()),
-      sampler_(assign_.logical_vocab_size()) {
+      sampler_(assign_.logical_vocab_size()),
+      histories_(assign_.placement().max_sequences()) {
   const Placement& placement = assign_.placement();
   const ReplicaSpec& replica = placement.replicas(assign_.replica());
   std::vector<int> all_ranks;
@@ -194,6 +195,7 @@ const float* Stage::logits(Tensor x, const int32_t* rows, int64_t count) {
 }
 
 void Stage::sample(const MicroBatch& batch, Tensor x, MicroBatchResult& result) {
+  if (reporter()) histories_.follow(batch);
   const auto count = static_cast<int64_t>(batch_.host_sample_rows().size());
   if (count == 0) return;
   const float* row = logits(x, batch_.sample_rows(), count);
@@ -203,7 +205,8 @@ void Stage::sample(const MicroBatch& batch, Tensor x, MicroBatchResult& result) 
     if (!chunk.sample()) continue;
     SampledToken& token = *result.add_tokens();
     token.set_sequence(chunk.sequence());
-    sampler_.draw({row, vocab}, chunk.draw(), chunk.position() + chunk.token_ids_size(), token);
+    sampler_.draw({row, vocab}, chunk.draw(), chunk.position() + chunk.token_ids_size(),
+                  histories_.of(chunk.sequence()), token);
     row += vocab;
   }
 }

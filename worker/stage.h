@@ -16,6 +16,7 @@
 #include "proto/micro_batch.pb.h"
 #include "worker/batch_tensors.h"
 #include "worker/comm/communicator.h"
+#include "worker/history.h"
 #include "worker/kv_cache.h"
 #include "worker/model/checkpoint.h"
 #include "worker/model/decoder.h"
@@ -69,6 +70,7 @@ class Stage {
   int first_of_next_ = 0;
   BatchTensors batch_;
   Sampler sampler_;
+  Histories histories_;  // on the reporter
   std::optional<KvCache> kv_;
   std::optional<Decoder> decoder_;
   LogitsObserver observer_;

@@ -100,22 +100,22 @@ TEST_F(EngineTest, ARequestWithoutATokenMovesOnce) {
 
 TEST_F(EngineTest, ASuspectedRankOnlyChangesHealth) {
   make(1);
-  int calls = 0;
-  engine_->set_health_listener([&] { ++calls; });
+  const auto calls = std::make_shared<int>(0);  // the engine outlives this function
+  engine_->set_health_listener([calls] { ++*calls; });
   auto sink = submit("r");
   turn();
   channel_.report(1, ChannelEvent::Kind::kSuspected, "no heartbeat for 2 s");
   turn();
   EXPECT_FALSE(engine_->health().serving());
   EXPECT_EQ(state(1), "suspected");
-  EXPECT_EQ(calls, 1);
+  EXPECT_EQ(*calls, 1);
   answer_all(7);
   EXPECT_EQ(sink->tokens.size(), 1u);
   channel_.report(1, ChannelEvent::Kind::kRecovered, "");
   turn();
   EXPECT_TRUE(engine_->health().serving());
   EXPECT_EQ(state(1), "serving");
-  EXPECT_EQ(calls, 2);
+  EXPECT_EQ(*calls, 2);
 }
 
 TEST_F(EngineTest, HeartbeatsTellProgress) {

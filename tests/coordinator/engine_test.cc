@@ -145,12 +145,12 @@ TEST_F(EngineTest, TheReplicaWithLessToDoIsChosen) {
 TEST_F(EngineTest, DrainTakesNoMoreAndLetsTheRestEnd) {
   auto sink = submit("r", 3, 1);
   turn();
-  int calls = 0;
-  engine_->set_health_listener([&] { ++calls; });
+  const auto calls = std::make_shared<int>(0);  // the engine outlives this function
+  engine_->set_health_listener([calls] { ++*calls; });
   engine_->drain();
   expect_error(Code::kUnavailable, "drains", [&] { submit("more"); });
   turn();
-  EXPECT_EQ(calls, 1);
+  EXPECT_EQ(*calls, 1);
   EXPECT_FALSE(engine_->health().serving());
   EXPECT_FALSE(engine_->wait_idle(milliseconds(1)));
   answer_all(7);

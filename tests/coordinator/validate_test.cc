@@ -4,164 +4,16 @@
 #include <google/protobuf/unknown_field_set.h>
 #include <gtest/gtest.h>
 
-#include <cmath>
-#include <functional>
 #include <limits>
-#include <set>
 
-#include "kernels/base/error.h"
+#include "tests/coordinator/validate_fixture.h"
 
 namespace trireme {
 namespace {
 
-constexpr int32_t kContext = 32;
-constexpr int32_t kVocab = 300;
-constexpr int32_t kEos = 257;
-constexpr int32_t kEndOfTurn = 258;
-
-// A byte is an id.
-class ByteTokenizer final : public Tokenizer {
- public:
-  std::vector<int32_t> encode(std::string_view text) const override {
-    std::vector<int32_t> ids;
-    for (const char c : text) ids.push_back(static_cast<unsigned char>(c));
-    return ids;
-  }
-  std::string bytes_of(int32_t id, bool) const override {
-    return id < 256 ? std::string(1, static_cast<char>(id)) : "";
-  }
-  bool is_special(int32_t id) const override { return id >= 256; }
-  std::optional<int32_t> special(std::string_view) const override { return std::nullopt; }
-  int32_t size() const override { return 260; }
-};
-
-class PlainChat final : public ChatFormat {
- public:
-  explicit PlainChat(const Tokenizer& tokenizer) : ChatFormat(tokenizer) {
-    stop_ids_ = {kEndOfTurn};
-  }
-  const char* name() const override { return "plain"; }
-  std::vector<int32_t> render(std::span<const ChatTurn> turns) const override {
-    std::vector<int32_t> ids;
-    for (const ChatTurn& turn : turns) {
-      const std::vector<int32_t> content = tokenizer_.encode(turn.content);
-      ids.insert(ids.end(), content.begin(), content.end());
-      ids.push_back(kEndOfTurn);
-    }
-    return ids;
-  }
-};
-
-struct Fixture {
-  ModelSpec spec;
-  ByteTokenizer tokenizer;
-  PlainChat chat{tokenizer};
-  Fixture() {
-    spec.set_vocab_size(kVocab);
-    spec.add_stop_ids(kEos);
-  }
-  ServedModel model() const { return {spec, tokenizer, chat, kContext}; }
-};
-
-v1::GenerateRequest good_generate() {
-  v1::GenerateRequest request;
-  request.set_text("hello");
-  return request;
-}
-
-v1::ChatRequest good_chat() {
-  v1::ChatRequest request;
-  v1::ChatMessage& message = *request.add_messages();
-  message.set_role("user");
-  message.set_content("hello");
-  return request;
-}
-
-// What is wrong, the code, and what the message must hold: first the field's path.
-template <class Message>
-struct Row {
-  const char* name;
-  std::function<void(Message&)> spoil;
-  Code code;
-  std::vector<std::string> words;
-};
-
-using GenerateRow = Row<v1::GenerateRequest>;
-using ChatRow = Row<v1::ChatRequest>;
-
-constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
-constexpr double kInf = std::numeric_limits<double>::infinity();
-constexpr Code kBad = Code::kInvalidArgument;
-constexpr Code kLacking = Code::kUnimplemented;
-
-template <class Message>
-void expect_refused(const Row<Message>& row, Message message) {
-  row.spoil(message);
-  const Fixture fixture;
-  try {
-    prepare(message, fixture.model());
-    FAIL() << row.name << ": was taken";
-  } catch (const Error& error) {
-    EXPECT_EQ(error.code(), row.code) << row.name << ": " << error.what();
-    EXPECT_EQ(std::string(error.what()).rfind(row.words.at(0), 0), 0u)
-        << row.name << ": " << error.what();
-    for (const std::string& word : row.words) {
-      EXPECT_NE(std::string(error.what()).find(word), std::string::npos)
-          << row.name << ": \"" << word << "\" is missing: " << error.what();
-    }
-  }
-}
-
 using G = v1::GenerateRequest;
 
 const std::vector<GenerateRow> kGenerateRows{
-    {"negative temperature",
-     [](G& r) { r.mutable_sampling()->set_temperature(-1); },
-     kBad,
-     {"sampling.temperature: ", "-1", "100"}},
-    {"NaN temperature",
-     [](G& r) { r.mutable_sampling()->set_temperature(kNan); },
-     kBad,
-     {"sampling.temperature: ", "nan"}},
-    {"infinite temperature",
-     [](G& r) { r.mutable_sampling()->set_temperature(kInf); },
-     kBad,
-     {"sampling.temperature: ", "inf"}},
-    {"hot",
-     [](G& r) { r.mutable_sampling()->set_temperature(100.5); },
-     kBad,
-     {"sampling.temperature: ", "100.5"}},
-    {"top_p 0", [](G& r) { r.mutable_sampling()->set_top_p(0); }, kBad, {"sampling.top_p: "}},
-    {"top_p above 1",
-     [](G& r) { r.mutable_sampling()->set_top_p(1.01); },
-     kBad,
-     {"sampling.top_p: ", "1.01"}},
-    {"top_p NaN", [](G& r) { r.mutable_sampling()->set_top_p(kNan); }, kBad, {"sampling.top_p: "}},
-    {"negative top_k",
-     [](G& r) { r.mutable_sampling()->set_top_k(-1); },
-     kBad,
-     {"sampling.top_k: ", "-1", "300"}},
-    {"top_k over the vocabulary",
-     [](G& r) { r.mutable_sampling()->set_top_k(301); },
-     kBad,
-     {"sampling.top_k: ", "301"}},
-    {"min_p", [](G& r) { r.mutable_sampling()->set_min_p(0); }, kLacking, {"sampling.min_p"}},
-    {"repetition_penalty",
-     [](G& r) { r.mutable_sampling()->set_repetition_penalty(1); },
-     kLacking,
-     {"sampling.repetition_penalty"}},
-    {"frequency_penalty",
-     [](G& r) { r.mutable_sampling()->set_frequency_penalty(0); },
-     kLacking,
-     {"sampling.frequency_penalty"}},
-    {"presence_penalty",
-     [](G& r) { r.mutable_sampling()->set_presence_penalty(0); },
-     kLacking,
-     {"sampling.presence_penalty"}},
-    {"logit_bias",
-     [](G& r) { (*r.mutable_sampling()->mutable_logit_bias())[3] = 1; },
-     kLacking,
-     {"sampling.logit_bias"}},
     {"no prompt", [](G& r) { r.clear_prompt(); }, kBad, {"prompt: ", "neither"}},
     {"empty text", [](G& r) { r.set_text(""); }, kBad, {"text: ", "empty"}},
     {"no ids", [](G& r) { r.mutable_token_ids(); }, kBad, {"token_ids: ", "no token"}},
@@ -199,10 +51,7 @@ const std::vector<GenerateRow> kGenerateRows{
      [](G& r) { r.set_max_tokens(std::numeric_limits<int32_t>::max()); },
      kBad,
      {"max_tokens: ", "2147483647"}},
-    {"min_tokens", [](G& r) { r.set_min_tokens(0); }, kLacking, {"min_tokens"}},
     {"priority", [](G& r) { r.set_priority(0); }, kLacking, {"priority"}},
-    {"n 2", [](G& r) { r.set_n(2); }, kLacking, {"n other than 1"}},
-    {"n 0", [](G& r) { r.set_n(0); }, kBad, {"n: ", "found 0"}},
     {"17 stops",
      [](G& r) {
        for (int i = 0; i < 17; ++i) r.add_stop("x");
@@ -335,27 +184,20 @@ TEST(Validate, FillsInDefaults) {
   const PreparedRequest prepared = prepare(good_generate(), fixture.model());
   EXPECT_EQ(prepared.request.prompt, (std::vector<int32_t>{'h', 'e', 'l', 'l', 'o'}));
   EXPECT_EQ(prepared.request.max_tokens, kContext - 5);
-  EXPECT_EQ(prepared.request.sampling.temperature, 1.0f);
-  EXPECT_EQ(prepared.request.sampling.top_p, 1.0f);
+  EXPECT_EQ(prepared.request.sampling.temperature, 1);
+  EXPECT_EQ(prepared.request.sampling.top_p, 1);
   EXPECT_EQ(prepared.request.sampling.top_k, 0);
   EXPECT_EQ(prepared.request.sampling.logprobs, 0);
   EXPECT_EQ(prepared.request.stop_ids, std::vector<int32_t>{kEos});
   EXPECT_TRUE(prepared.stop.empty());
-}
-
-TEST(Validate, DrawsIdsAndSeeds) {
-  const Fixture fixture;
-  std::set<std::string> ids;
-  std::set<uint64_t> seeds;
-  for (int i = 0; i < 100; ++i) {
-    const PreparedRequest prepared = prepare(good_generate(), fixture.model());
-    EXPECT_EQ(prepared.request.id.size(), 32u);
-    EXPECT_EQ(prepared.request.id.find_first_not_of("0123456789abcdef"), std::string::npos);
-    ids.insert(prepared.request.id);
-    seeds.insert(prepared.request.sampling.seed);
-  }
-  EXPECT_EQ(ids.size(), 100u);
-  EXPECT_EQ(seeds.size(), 100u);
+  EXPECT_EQ(prepared.n, 1);
+  const SamplingParams& sampling = prepared.request.sampling;
+  EXPECT_EQ(sampling.min_p, 0);
+  EXPECT_EQ(sampling.repetition_penalty, 1);
+  EXPECT_EQ(sampling.frequency_penalty, 0);
+  EXPECT_EQ(sampling.presence_penalty, 0);
+  EXPECT_TRUE(sampling.logit_bias.empty());
+  EXPECT_EQ(sampling.min_tokens, 0);
 }
 
 TEST(Validate, TakesTheEdgesOfEveryRange) {
@@ -365,7 +207,15 @@ TEST(Validate, TakesTheEdgesOfEveryRange) {
   request.set_request_id(std::string(128, '~'));
   request.set_max_tokens(kContext - 2);
   request.set_logprobs(20);
-  request.set_n(1);
+  request.set_n(128);
+  request.set_min_tokens(kContext - 2);
+  request.mutable_sampling()->set_min_p(1);
+  request.mutable_sampling()->set_repetition_penalty(0.01);
+  request.mutable_sampling()->set_frequency_penalty(-2);
+  request.mutable_sampling()->set_presence_penalty(2);
+  for (int32_t id = 0; id < 300; ++id) {
+    (*request.mutable_sampling()->mutable_logit_bias())[id] = id % 2 == 0 ? 100 : -100;
+  }
   request.mutable_sampling()->set_temperature(100);
   request.mutable_sampling()->set_top_p(1);
   request.mutable_sampling()->set_top_k(kVocab);
@@ -378,25 +228,22 @@ TEST(Validate, TakesTheEdgesOfEveryRange) {
   EXPECT_EQ(prepared.request.prompt, (std::vector<int32_t>{0, kVocab - 1}));
   EXPECT_EQ(prepared.request.id, request.request_id());
   EXPECT_EQ(prepared.request.max_tokens, kContext - 2);
-  EXPECT_EQ(prepared.request.sampling.temperature, 100.0f);
+  EXPECT_EQ(prepared.request.sampling.temperature, 100);
   EXPECT_EQ(prepared.request.sampling.top_k, kVocab);
   EXPECT_EQ(prepared.request.sampling.logprobs, 20);
   EXPECT_EQ(prepared.request.sampling.seed, std::numeric_limits<uint64_t>::max());
   EXPECT_EQ(prepared.stop.size(), static_cast<size_t>(kMaxStops));
   EXPECT_EQ(prepared.request.stop_ids.size(), static_cast<size_t>(kMaxStopIds) + 1);
-}
-
-// A double that is no float must stay inside the sampler's range.
-TEST(Validate, TinyValuesStayAboveZero) {
-  v1::GenerateRequest request = good_generate();
-  request.mutable_sampling()->set_temperature(1e-300);
-  request.mutable_sampling()->set_top_p(1e-300);
-  const Fixture fixture;
-  const PreparedRequest prepared = prepare(request, fixture.model());
-  EXPECT_GT(prepared.request.sampling.temperature, 0.0f);
-  EXPECT_GT(prepared.request.sampling.top_p, 0.0f);
-  request.mutable_sampling()->set_temperature(0);
-  EXPECT_EQ(prepare(request, fixture.model()).request.sampling.temperature, 0.0f);
+  EXPECT_EQ(prepared.n, 128);
+  const SamplingParams& sampling = prepared.request.sampling;
+  EXPECT_EQ(sampling.min_tokens, kContext - 2);
+  EXPECT_EQ(sampling.banned_ids, (std::vector<int32_t>{kEos, kVocab - 1}));
+  EXPECT_EQ(sampling.min_p, 1);
+  EXPECT_EQ(sampling.repetition_penalty, 0.01);
+  EXPECT_EQ(sampling.frequency_penalty, -2);
+  EXPECT_EQ(sampling.presence_penalty, 2);
+  ASSERT_EQ(sampling.logit_bias.size(), 300u);
+  EXPECT_EQ(sampling.logit_bias[7], (std::pair<int32_t, double>{7, -100}));
 }
 
 TEST(Validate, StopIdsOfTheModelAndOfTheChat) {

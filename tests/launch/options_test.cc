@@ -173,6 +173,21 @@ TEST(Options, Generate) {
   EXPECT_TRUE(options.generate.json);
 }
 
+TEST(Options, GenerateSampling) {
+  const GenerateFlags flags =
+      parse({"generate", "--model", "M", "--prompt", "a", "--min_p", "0.1", "--repetition_penalty",
+             "1.2", "--frequency_penalty", "-0.5", "--presence_penalty", "0.75", "--logit_bias",
+             "198=-100,25=1.5", "--n", "4", "--min_tokens", "6"})
+          .generate;
+  EXPECT_EQ(flags.min_p, 0.1);
+  EXPECT_EQ(flags.repetition_penalty, 1.2);
+  EXPECT_EQ(flags.frequency_penalty, -0.5);
+  EXPECT_EQ(flags.presence_penalty, 0.75);
+  EXPECT_EQ(flags.logit_bias, (std::map<int32_t, double>{{25, 1.5}, {198, -100}}));
+  EXPECT_EQ(flags.n, 4);
+  EXPECT_EQ(flags.min_tokens, 6);
+}
+
 TEST(Options, GenerateIsGreedyByDefault) {
   EXPECT_EQ(parse({"generate", "--model", "M", "--prompt", "a"}).generate.temperature, 0.0);
 }
@@ -227,7 +242,16 @@ TEST(Options, NamesWhatIsWrong) {
       {{"generate", "--model", "M", "--prompt_ids", "1,4294967296"}, {"--prompt_ids"}},
       {{"generate", "--model", "M", "--prompt", "a", "--logprobs", "2"}, {"--logprobs", "--json"}},
       {{"generate", "--model", "M", "--prompt", "a", "--seed", "-1"}, {"--seed"}},
-      {{"generate", "--model", "M", "--prompt", "a", "--min_p", "1"}, {"--min_p"}},
+      {{"generate", "--model", "M", "--prompt", "a", "--best_of", "1"}, {"--best_of"}},
+      {{"generate", "--model", "M", "--prompt", "a", "--min_p", "few"}, {"--min_p", "few"}},
+      {{"generate", "--model", "M", "--prompt", "a", "--n", "1.5"}, {"--n", "1.5"}},
+      {{"generate", "--model", "M", "--prompt", "a", "--logit_bias", "3"}, {"ID=VALUE", "\"3\""}},
+      {{"generate", "--model", "M", "--prompt", "a", "--logit_bias", "3="}, {"\"3=\""}},
+      {{"generate", "--model", "M", "--prompt", "a", "--logit_bias", "3=1,"}, {"found \"\""}},
+      {{"generate", "--model", "M", "--prompt", "a", "--logit_bias", "x=1"}, {"\"x=1\""}},
+      {{"generate", "--model", "M", "--prompt", "a", "--logit_bias", "3=1x"}, {"\"3=1x\""}},
+      {{"generate", "--model", "M", "--prompt", "a", "--logit_bias", "3=1,3=2"},
+       {"3 is there twice"}},
       {{"help", "sreve"}, {"sreve"}},
   };
   for (const Row& row : rows) {
@@ -358,15 +382,51 @@ TEST_F(InputFile, LinesOverrideFlags) {
   EXPECT_EQ(items[2].where, path_ + ":4");
 }
 
+TEST_F(InputFile, LinesSayHowToSample) {
+  const auto items = read(
+      "{\"prompt\": \"a\", \"min_p\": 0.1, \"repetition_penalty\": 1.2, \"frequency_penalty\": "
+      "-0.5,"
+      " \"presence_penalty\": 0.75, \"logit_bias\": {\"198\": -100, \"25\": 1.5}, \"n\": 4,"
+      " \"min_tokens\": 6}\n{\"prompt\": \"b\"}\n");
+  const auto& request = std::get<v1::GenerateRequest>(items.at(0).request);
+  EXPECT_EQ(request.sampling().min_p(), 0.1);
+  EXPECT_EQ(request.sampling().repetition_penalty(), 1.2);
+  EXPECT_EQ(request.sampling().frequency_penalty(), -0.5);
+  EXPECT_EQ(request.sampling().presence_penalty(), 0.75);
+  EXPECT_EQ(request.sampling().logit_bias().size(), 2u);
+  EXPECT_EQ(request.sampling().logit_bias().at(198), -100);
+  EXPECT_EQ(request.n(), 4);
+  EXPECT_EQ(request.min_tokens(), 6);
+  const auto& plain = std::get<v1::GenerateRequest>(items.at(1).request);
+  EXPECT_EQ(plain.n(), 1);
+  EXPECT_TRUE(plain.sampling().logit_bias().empty());
+  EXPECT_FALSE(plain.has_min_tokens());
+}
+
 TEST_F(InputFile, BadLinesAreNamed) {
-  for (const char* bad :
-       {"not json", "[1]", "{}", "{\"prompt\": \"a\", \"chat\": \"b\"}", "{\"prompt\": 3}",
-        "{\"prompt\": \"a\", \"temprature\": 1}", "{\"prompt\": \"a\", \"max_tokens\": \"3\"}",
-        "{\"prompt\": \"a\", \"max_tokens\": 1.5}",
-        "{\"prompt\": \"a\", \"max_tokens\": 3000000000}",
-        "{\"prompt\": \"a\", \"top_k\": 18446744073709551615}", "{\"prompt\": \"a\", \"seed\": -1}",
-        "{\"prompt\": \"a\", \"stop\": [1]}", "{\"prompt_ids\": [\"1\"]}", "{\"prompt_ids\": 1}",
-        "{\"prompt\": \"a\", \"ignore_eos\": 1}", "{\"prompt\": \"a\"", "{\"prompt\": \"\xff\"}"}) {
+  for (const char* bad : {"not json",
+                          "[1]",
+                          "{}",
+                          "{\"prompt\": \"a\", \"chat\": \"b\"}",
+                          "{\"prompt\": 3}",
+                          "{\"prompt\": \"a\", \"temprature\": 1}",
+                          "{\"prompt\": \"a\", \"max_tokens\": \"3\"}",
+                          "{\"prompt\": \"a\", \"max_tokens\": 1.5}",
+                          "{\"prompt\": \"a\", \"max_tokens\": 3000000000}",
+                          "{\"prompt\": \"a\", \"top_k\": 18446744073709551615}",
+                          "{\"prompt\": \"a\", \"seed\": -1}",
+                          "{\"prompt\": \"a\", \"stop\": [1]}",
+                          "{\"prompt_ids\": [\"1\"]}",
+                          "{\"prompt_ids\": 1}",
+                          "{\"prompt\": \"a\", \"logit_bias\": [1]}",
+                          "{\"prompt\": \"a\", \"logit_bias\": {\"x\": 1}}",
+                          "{\"prompt\": \"a\", \"logit_bias\": {\"1\": \"2\"}}",
+                          "{\"prompt\": \"a\", \"logit_bias\": {\"1\": 1, \"01\": 2}}",
+                          "{\"prompt\": \"a\", \"n\": 1.5}",
+                          "{\"prompt\": \"a\", \"min_p\": \"x\"}",
+                          "{\"prompt\": \"a\", \"ignore_eos\": 1}",
+                          "{\"prompt\": \"a\"",
+                          "{\"prompt\": \"\xff\"}"}) {
     try {
       read(std::string("{\"prompt\": \"fine\"}\n") + bad + "\n");
       ADD_FAILURE() << "was taken: " << bad;
