@@ -25,6 +25,8 @@ SAMPLINGS = [
     {"temperature": 1.0, "top_k": 40},
     {"temperature": 1.3, "top_p": 0.9},
     {"temperature": 0.7, "top_p": 0.95, "top_k": 200},
+    {"temperature": 1.0, "min_p": 0.02, "repetition_penalty": 1.3},
+    {"temperature": 0.9, "frequency_penalty": 0.7, "presence_penalty": 0.4, "logit_bias": {"17": 3.0}},
 ]
 
 
