@@ -13,6 +13,12 @@ namespace {
 constexpr int64_t kControl = 3;
 constexpr int64_t kUserDefined = 4;
 
+// Mistral's tekken cuts words before a capital letter.
+constexpr const char* kTekken =
+    R"([^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|)"
+    R"([^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}|)"
+    R"( ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+
 struct Pre {
   const char* name;  // tokenizer.ggml.pre
   std::vector<const char*> patterns;
@@ -28,7 +34,13 @@ const Pre& find_pre(const std::string& file, const std::string& name) {
       {"llama-bpe", {kThreeDigitsPattern}, false, true},
       {"llama3", {kThreeDigitsPattern}, false, true},
       {"llama-v3", {kThreeDigitsPattern}, false, true},
+      {"falcon3", {kThreeDigitsPattern}, false, true},
+      {"tekken", {kTekken}, false, true},
       {"qwen2", {kOneDigitPattern}, true},
+      {"deepseek-r1-qwen", {kOneDigitPattern}, true},
+      {"deepseek-coder",
+       {"[\r\n]", "\\s?\\p{L}+", "\\s?\\p{P}+", "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+",
+        "\\p{N}"}},
       {"chatglm-bpe", {kThreeDigitsPattern}},
       {"glm4", {kThreeDigitsPattern}},
   };

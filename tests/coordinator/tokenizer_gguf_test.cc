@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <gtest/gtest.h>
 
+#include "coordinator/tokenizer/byte_alphabet.h"
 #include "coordinator/tokenizer/chat.h"
 #include "coordinator/tokenizer/tokenizer.h"
 #include "tests/coordinator/tokenizer_files.h"
@@ -68,22 +69,40 @@ TEST(TokenizerGguf, GivesTheIdsOfTokenizerJson) {
   }
 }
 
-TEST(TokenizerGguf, ThePreTokenizerIsTheNamedOne) {
+// Every byte and every pair of bytes is a token, so that no cut goes unseen.
+TEST(TokenizerGguf, CutsAsTheNamedPreTokenizer) {
   const TemporaryFolder folder;
   GgufTokenizer source;
-  // A token of two digits, which only patterns that keep digits together can reach.
-  source.tokens.push_back("12");
-  source.types.push_back(1);
-  source.merges.push_back("1 2");
-  const struct {
-    const char* pre;
-    bool together;
-  } cases[] = {{"qwen2", false},    {"smollm", false},     {"gpt-2", true}, {"default", true},
-               {"llama-bpe", true}, {"chatglm-bpe", true}, {"glm4", true}};
-  for (const auto& item : cases) {
-    source.pre = item.pre;
+  source.tokens.clear();
+  source.merges.clear();
+  for (int byte = 0; byte < 256; ++byte) {
+    source.tokens.push_back(byte_character(static_cast<uint8_t>(byte)));
+  }
+  for (int pair = 0; pair < 1 << 16; ++pair) {
+    source.merges.push_back(source.tokens[pair >> 8] + " " + source.tokens[pair & 255]);
+    source.tokens.push_back(source.tokens[pair >> 8] + source.tokens[pair & 255]);
+  }
+  source.types.assign(source.tokens.size(), 1);
+  const auto cases = read_json_file(test_data("pre_tokenizer_cases.json"));
+  const std::pair<const char*, const char*> names[] = {{"gpt-2", "gpt-2"},
+                                                       {"smollm", "smollm"},
+                                                       {"llama-bpe", "llama-bpe"},
+                                                       {"llama-v3", "llama-bpe"},
+                                                       {"falcon3", "llama-bpe"},
+                                                       {"chatglm-bpe", "llama-bpe"},
+                                                       {"glm4", "llama-bpe"},
+                                                       {"qwen2", "qwen2"},
+                                                       {"tekken", "tekken"},
+                                                       {"deepseek-r1-qwen", "qwen2"},
+                                                       {"deepseek-coder", "deepseek-coder"}};
+  for (const auto& [name, reference] : names) {
+    source.pre = name;
     const auto tokenizer = load_tokenizer(source.write(folder), "qwen2");
-    EXPECT_EQ(tokenizer->encode("12").size(), item.together ? 1u : 2u) << item.pre;
+    for (const auto& item : cases) {
+      ASSERT_EQ(tokenizer->encode(item.at("text").get<std::string>()),
+                item.at("ids").at(reference).get<std::vector<int32_t>>())
+          << name << ": " << item.at("text").dump(-1, ' ', true);
+    }
   }
 }
 
@@ -119,7 +138,7 @@ TEST(TokenizerGguf, BadMetadataIsRefusedByName) {
     void (*change)(GgufTokenizer&);
     Code code = Code::kInvalidArgument;
   } cases[] = {
-      {"tokenizer.ggml.pre is \"tekken\", known are smollm", [](auto& g) { g.pre = "tekken"; }},
+      {"tokenizer.ggml.pre is \"bloom\", known are smollm", [](auto& g) { g.pre = "bloom"; }},
       {"tokenizer.ggml.pre is missing", [](auto& g) { g.pre = ""; }},
       {"tokenizer.ggml.model is missing", [](auto& g) { g.model = ""; }},
       {"tokenizer.ggml.model is \"bert\"", [](auto& g) { g.model = "bert"; }, Code::kUnimplemented},
