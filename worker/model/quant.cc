@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
-#include <limits>
 
 #include "worker/model/ggml_blocks.h"
 
@@ -96,18 +95,18 @@ bool same_type(const StoredType& type, DType dtype) {
 }
 
 // A value is not finite where all bits of its exponent are set, that is where the value without
-// its sign is not below `limit`. The first loop is what runs on sound weights: it must vectorise.
+// its sign is `limit` or more: `step` further it reaches the sign. The first loop is what runs on
+// sound weights: it must vectorise.
 template <typename Bits>
 int64_t first_from(const Bits* values, int64_t count, Bits limit) {
-  constexpr Bits kMagnitude = std::numeric_limits<Bits>::max();  // Bits is signed
-  Bits largest = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    largest = std::max(largest, static_cast<Bits>(values[i] & kMagnitude));
-  }
-  if (largest < limit) return -1;
-  return std::find_if(values, values + count,
-                      [&](Bits bits) { return (bits & kMagnitude) >= limit; }) -
-         values;
+  constexpr Bits kSign = Bits{1} << (8 * sizeof(Bits) - 1);
+  const auto step = static_cast<Bits>(kSign - limit);
+  Bits reached = 0;
+  for (int64_t i = 0; i < count; ++i) reached |= static_cast<Bits>((values[i] & ~kSign) + step);
+  if ((reached & kSign) == 0) return -1;
+  const auto* first = std::find_if(
+      values, values + count, [&](Bits bits) { return static_cast<Bits>(bits & ~kSign) >= limit; });
+  return first - values;
 }
 
 }  // namespace
@@ -151,10 +150,10 @@ void convert_row(const StoredType& type, const std::byte* row, int64_t col, Tens
 
 int64_t first_not_finite(Tensor out) {
   if (out.dtype == DType::kF32) {
-    return first_from(static_cast<const int32_t*>(out.data), out.cols, int32_t{0x7F800000});
+    return first_from(static_cast<const uint32_t*>(out.data), out.cols, 0x7F800000u);
   }
-  const int16_t limit = out.dtype == DType::kBF16 ? 0x7F80 : 0x7C00;
-  return first_from(static_cast<const int16_t*>(out.data), out.cols, limit);
+  const uint16_t limit = out.dtype == DType::kBF16 ? 0x7F80 : 0x7C00;
+  return first_from(static_cast<const uint16_t*>(out.data), out.cols, limit);
 }
 
 }  // namespace trireme
