@@ -83,6 +83,14 @@ uint64_t weight_bytes(const ModelSpec& model, const StageSpec& stage, const Shar
                   packed_weight_bytes(dtype, 2 * ffn, hidden) +
                   packed_weight_bytes(dtype, hidden, ffn);
   if (model.qkv_bias()) layer += (q + 2 * kv) * f32;
+  if (model.qk_norm()) layer += 2 * model.head_dim() * f32;
+  if (model.post_norms()) layer += 2 * hidden * f32;
+  // The first rank's part of a branch carries its bias.
+  const int64_t branch_bias = shard.tp_rank() == 0 ? hidden * f32 : 0;
+  if (model.attention_out_bias()) layer += branch_bias;
+  if (model.mlp_bias()) layer += 2 * ffn * f32 + branch_bias;
+  layer += kv_layer_bytes(activation_dtype(dtype), 1, length(shard.kv_heads()),
+                          model.prefix_length(), model.head_dim());
   int64_t total = layer * length(stage.layers());
   const int64_t table = packed_weight_bytes(dtype, length(shard.vocab()), hidden);
   if (stage.has_embedding() || (stage.has_head() && model.tied_embeddings())) total += table;
@@ -116,7 +124,7 @@ uint64_t activation_bytes(const ModelSpec& model, const StageSpec& stage, const 
   // rotary tables; the micro-batch's indices
   const int64_t context = placement.context();
   const int64_t blocks = (context + placement.block_size() - 1) / placement.block_size();
-  bytes += context * model.rope().rotary_dim() * f32;
+  bytes += context * (model.rope().rotary_dim() + model.local_rope().rotary_dim()) * f32;
   bytes += (3 * tokens + 3 * sequences + 1 + sequences * blocks) * element_size(DType::kI32);
   if (stage.has_head()) {
     bytes += sequences * (hidden * (f32 + e) + length(shard.vocab()) * f32);

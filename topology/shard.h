@@ -27,7 +27,8 @@ ShardSpec make_shard(const ModelSpec& model, int32_t tp_rank, int32_t tp_degree)
 // heads covering the query heads. Throws kInvalidArgument naming the field.
 void validate_shard(const ModelSpec& model, const ShardSpec& shard);
 
-// What a worker allocates for this shard. Exact for CPU layouts (kernels/sizes.h).
+// What a worker allocates for this shard. Exact for CPU layouts (kernels/sizes.h). A learned prefix
+// counts with the weights.
 uint64_t weight_bytes(const ModelSpec& model, const StageSpec& stage, const ShardSpec& shard,
                       DType dtype);
 uint64_t kv_bytes(const ModelSpec& model, const StageSpec& stage, const ShardSpec& shard,

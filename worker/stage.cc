@@ -29,6 +29,12 @@ KvLayer kv_shape(const ModelSpec& model, const ShardSpec& shard, const Placement
   return shape;
 }
 
+// The reference rounds the factor of the embeddings to the type that it computes in.
+float embedding_scale(const ModelSpec& model, DType table) {
+  const auto exact = static_cast<float>(model.embedding_scale());
+  return activation_dtype(table) == DType::kBF16 ? bf16_to_float(float_to_bf16(exact)) : exact;
+}
+
 }  // namespace
 
 void check_assignment(const Assign& assign) {
@@ -49,6 +55,12 @@ void check_assignment(const Assign& assign) {
       assign.logical_vocab_size() < 1) {
     throw Error(Code::kInvalidArgument,
                 "cannot take the assignment: a size of its placement is not positive");
+  }
+  const int windows = assign.model().windows_size();
+  if (windows != 0 && windows != assign.model().num_layers()) {
+    throw Error(Code::kInvalidArgument,
+                "cannot take the assignment: its model has " + std::to_string(windows) +
+                    " windows for " + std::to_string(assign.model().num_layers()) + " layers");
   }
   const StageSpec& stage = placement.replicas(assign.replica()).stages(assign.stage());
   for (const ShardSpec& shard : stage.shards()) validate_shard(assign.model(), shard);
@@ -89,8 +101,7 @@ Stage::Stage(const Assign& assign, Checkpoint& checkpoint, Backend& backend, Tra
   const int64_t sequences = placement.max_sequences();
   const int64_t hidden = model.hidden_size();
   kv_.emplace(backend, length(spec().layers()), kv_shape(model, shard(), placement));
-  decoder_.emplace(model, shard(), weights_, dtype, placement.max_batch_tokens(),
-                   placement.context(), backend, *group_);
+  decoder_.emplace(model, spec(), shard(), weights_, placement, backend, *group_);
   const auto allocate = [&](int64_t rows, int64_t cols, DType type) {
     return backend.allocate(static_cast<size_t>(rows * cols * element_size(type)));
   };
@@ -124,6 +135,9 @@ void Stage::embed(Tensor x) {
   backend_.embed(x, batch_.view().token_ids, weights_.embedding, shard().vocab().begin());
   // Each id is a row of exactly one rank and zero on the others.
   group_->all_reduce_sum(x);
+  if (assign_.model().embedding_scale() > 0) {
+    backend_.scale(x, embedding_scale(assign_.model(), weights_.embedding.dtype));
+  }
 }
 
 // Between stages of equal degree tp_rank j sends to tp_rank j; else the first sends to the first,
@@ -181,6 +195,9 @@ const float* Stage::logits(Tensor x, const int32_t* rows, int64_t count) {
                     static_cast<float>(model.norm_eps()));
   backend_.matmul(local, normed, model.tied_embeddings() ? weights_.embedding : weights_.head,
                   nullptr);
+  if (model.logit_softcap() > 0) {
+    backend_.soft_cap(local, static_cast<float>(model.logit_softcap()));
+  }
   const void* all = local.data;
   if (group_->size() > 1) {
     const Tensor joined(head_.data(), DType::kF32, count, model.vocab_size());

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // ChatGLM2, ChatGLM3 and GLM-4-9B-chat in the form of their authors: fused query|key|value and
 // gate|up, rotary embedding of neighbouring channels in half of each head.
+#include <algorithm>
+#include <cctype>
+
 #include "worker/model/config.h"
 #include "worker/model/config_json.h"
 #include "worker/model/families.h"
@@ -25,11 +28,44 @@ void refuse_unsupported(const ConfigJson& config) {
   require(config, "apply_residual_connection_post_layernorm", false, false);
   require(config, "add_bias_linear", false, false);
   require(config, "interleaved_qkv", false, false);
-  if (config.find_integer("pre_seq_len", 0, kMaxContext).value_or(0) != 0) {
-    config.refuse("pre_seq_len", "a model without a learned prefix is supported");
-  }
   if (config.find_integer("quantization_bit", 0, 32).value_or(0) != 0) {
     config.refuse("quantization_bit", "plain fp32, bf16 or fp16 weights are supported");
+  }
+}
+
+// rope_ratio divides the positions in the code of ChatGLM2, and multiplies the base in that of
+// ChatGLM3 and GLM-4. Nothing in a config tells the two 6B models from each other but the name of
+// the repository that it came from; GLM-4 has a larger vocabulary.
+void read_rope(const ConfigJson& config, ModelSpec& spec) {
+  constexpr int32_t kVocabOf6b = 65024;
+  RopeSpec& rope = *spec.mutable_rope();
+  rope.set_base(10000);
+  rope.set_rotary_dim(spec.head_dim() / 2);
+  const double ratio = config.find_number("rope_ratio", 1e-3, kMaxRopeFactor).value_or(1);
+  if (ratio == 1) return;
+  std::string origin = config.find_string("_name_or_path").value_or("");
+  std::transform(origin.begin(), origin.end(), origin.begin(),
+                 [](unsigned char c) { return std::tolower(c); });
+  const auto says = [&](const char* part) { return origin.find(part) != std::string::npos; };
+  if (says("chatglm2")) {
+    rope.set_scaling(ROPE_SCALING_LINEAR);
+    rope.set_factor(ratio);
+  } else if (says("chatglm3") || says("glm-4") || says("glm4") || spec.vocab_size() > kVocabOf6b) {
+    rope.set_base(10000 * ratio);
+  } else {
+    config.refuse(
+        "rope_ratio",
+        "_name_or_path must say what it means: chatglm2 divides positions by it, chatglm3 "
+        "and glm-4 multiply the base by it");
+  }
+}
+
+// P-tuning v2: keys and values in front of every layer's, as they are or through an MLP.
+void read_prefix(const ConfigJson& config, ModelSpec& spec) {
+  const auto length = config.find_integer("pre_seq_len", 0, kMaxContext).value_or(0);
+  spec.set_prefix_length(static_cast<int32_t>(length));
+  if (length > 0 && flag(config, "prefix_projection", false)) {
+    spec.set_prefix_hidden(spec.hidden_size());
   }
 }
 
@@ -48,10 +84,8 @@ void read_config(const ConfigJson& config, ModelSpec& spec) {
   spec.set_norm_eps(config.number("layernorm_epsilon", kMinNormEps, kMaxNormEps));
   spec.set_qkv_bias(flag(config, "add_qkv_bias", false));
   spec.set_tied_embeddings(flag(config, "tie_word_embeddings", false));
-  // rope_ratio stretches the base, as ChatGLM3's and GLM-4's long variants have it.
-  const double ratio = config.find_number("rope_ratio", 1e-3, kMaxRopeFactor).value_or(1);
-  spec.mutable_rope()->set_base(10000 * ratio);
-  spec.mutable_rope()->set_rotary_dim(spec.head_dim() / 2);
+  read_rope(config, spec);
+  read_prefix(config, spec);
 }
 
 }  // namespace
@@ -100,8 +134,8 @@ const ModelFamily kChatglm = {
             {"output_norm.weight", Slot::kFinalNorm, {Segment::kWhole}},
             {"output.weight", Slot::kHead, {Segment::kVocab}},
         },
-    .gguf_permutes_qk = false,
     .layer_module = "transformer.encoder.layers.{}",
+    .prefix_module = "transformer.prefix_encoder",
 };
 
 }  // namespace trireme

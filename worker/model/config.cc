@@ -35,15 +35,40 @@ void list_modules(const ModelFamily& family, ModelSpec& spec) {
   const int64_t q = int64_t{spec.num_heads()} * spec.head_dim();
   const int64_t qkv = q + 2 * int64_t{spec.num_kv_heads()} * spec.head_dim();
   const int64_t table = int64_t{spec.vocab_size()} * hidden;
-  const int64_t layer = qkv * hidden + (spec.qkv_bias() ? qkv : 0) + hidden * q +
-                        3 * hidden * spec.ffn_size() + 2 * hidden;
+  const int64_t layer =
+      qkv * hidden + (spec.qkv_bias() ? qkv : 0) + (spec.qk_norm() ? 2 * spec.head_dim() : 0) +
+      hidden * q + (spec.attention_out_bias() ? hidden : 0) + 3 * hidden * spec.ffn_size() +
+      (spec.mlp_bias() ? 2 * spec.ffn_size() + hidden : 0) + (spec.post_norms() ? 4 : 2) * hidden;
   spec.clear_modules();
   add_module(module_of(family, Slot::kEmbedding), table, spec);
+  if (spec.prefix_length() > 0) {
+    const int64_t width = int64_t{spec.num_layers()} * 2 * spec.num_kv_heads() * spec.head_dim();
+    const int64_t mlp =
+        int64_t{spec.prefix_hidden()} * (2 * width + 1) + (spec.prefix_hidden() > 0 ? width : 0);
+    add_module(family.prefix_module, spec.prefix_length() * width + mlp, spec);
+  }
   for (int32_t i = 0; i < spec.num_layers(); ++i) {
     add_module(tensor_name({family.layer_module, Slot::kQkv, {}}, i), layer, spec);
   }
   add_module(module_of(family, Slot::kFinalNorm), hidden, spec);
   add_module(module_of(family, Slot::kHead), spec.tied_embeddings() ? 0 : table, spec);
+}
+
+void check_rope(const std::string& source, int32_t head_dim, const RopeSpec& rope) {
+  const int32_t rotary = rope.rotary_dim();
+  if (rotary < 2 || rotary % 2 != 0 || rotary > head_dim) {
+    fail(source,
+         std::to_string(rotary) + " of " + std::to_string(head_dim) +
+             " channels of a head rotate; an even number from 2 up to the head's is needed");
+  }
+  if (rope.scaling() != ROPE_SCALING_YARN) return;
+  // Written so that NaN is refused.
+  if (!(rope.base() > 1 && rope.factor() >= 1 && rope.beta_slow() > 0 &&
+        rope.beta_fast() >= rope.beta_slow() && rope.original_context() > 0)) {
+    fail(source,
+         "the YaRN scaling of its rotary embedding has no meaning; a base over 1, a factor "
+         "of 1 or more and beta_fast of at least beta_slow are needed");
+  }
 }
 
 }  // namespace
@@ -55,11 +80,14 @@ void finish_spec(const ModelFamily& family, const std::string& source, ModelSpec
     fail(source, std::to_string(spec.num_heads()) + " attention heads cannot share " +
                      std::to_string(spec.num_kv_heads()) + " key/value heads; a divisor is needed");
   }
-  const int32_t rotary = spec.rope().rotary_dim();
-  if (rotary < 2 || rotary % 2 != 0 || rotary > spec.head_dim()) {
-    fail(source,
-         std::to_string(rotary) + " of " + std::to_string(spec.head_dim()) +
-             " channels of a head rotate; an even number from 2 up to the head's is needed");
+  check_rope(source, spec.head_dim(), spec.rope());
+  if (spec.has_local_rope()) {
+    spec.mutable_local_rope()->set_pairing(family.pairing);
+    check_rope(source, spec.head_dim(), spec.local_rope());
+  }
+  if (!spec.windows().empty() && spec.windows_size() != spec.num_layers()) {
+    fail(source, std::to_string(spec.windows_size()) + " windows are given for " +
+                     std::to_string(spec.num_layers()) + " layers; one for each is needed");
   }
   for (int32_t id : spec.stop_ids()) {
     if (id >= spec.vocab_size()) {

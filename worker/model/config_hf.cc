@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// config.json and generation_config.json. Two dialects: rope_theta, rope_scaling and torch_dtype of
-// published checkpoints; rope_parameters and dtype of transformers 5. A file may hold both.
+// config.json and generation_config.json. Two dialects, torch_dtype of published checkpoints and
+// dtype of transformers 5; a file may hold both.
 #include <algorithm>
 #include <filesystem>
 
@@ -15,68 +15,23 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// The number at `key` of the config or of its rope_parameters; they must agree where both say it.
-std::optional<double> find_rope_number(const ConfigJson& config, const char* key, double min,
-                                       double max) {
-  const auto parameters = config.find_object("rope_parameters");
-  const auto inner = parameters ? parameters->find_number(key, min, max) : std::nullopt;
-  const auto outer = config.find_number(key, min, max);
-  if (inner && outer && *inner != *outer) {
-    parameters->refuse(key, "the same value as outside rope_parameters is needed");
-  }
-  return inner ? inner : outer;
+Activation read_activation(const ConfigJson& config, const HfClass& hf) {
+  const char* key = config.has("hidden_activation") ? "hidden_activation" : "hidden_act";
+  const std::string own = hf.activation;
+  const std::string name = config.find_string(key).value_or(own);
+  if (name == "silu" || name == "swish") return ACTIVATION_SILU;
+  // The first Gemma's configs say "gelu" under the older key and mean this one.
+  const bool legacy = name == "gelu" && own != "silu" && std::string(key) == "hidden_act";
+  if (name == "gelu_pytorch_tanh" || legacy) return ACTIVATION_GELU_TANH;
+  config.refuse(key, "silu or gelu_pytorch_tanh is supported");
 }
 
-// "default" where nothing is said. Old configs call the key "type".
-std::string rope_type(const std::optional<ConfigJson>& object) {
-  if (!object) return "default";
-  if (const auto type = object->find_string("rope_type")) return *type;
-  return object->find_string("type").value_or("default");
-}
-
-void read_scaling(const ConfigJson& config, RopeSpec& rope) {
-  const auto parameters = config.find_object("rope_parameters");
-  const auto scaling = config.find_object("rope_scaling");
-  const auto& object = parameters ? parameters : scaling;
-  const std::string type = rope_type(object);
-  if (parameters && scaling && rope_type(scaling) != type) {
-    config.refuse("rope_scaling", "the same type as in rope_parameters is needed");
-  }
-  if (type == "default") return;
-  if (type != "llama3" && type != "linear") {
-    object->refuse(object->has("rope_type") ? "rope_type" : "type",
-                   "default, linear or llama3 is supported");
-  }
-  rope.set_factor(object->number("factor", 1, kMaxRopeFactor));
-  rope.set_scaling(ROPE_SCALING_LINEAR);
-  if (type == "linear") return;
-  rope.set_scaling(ROPE_SCALING_LLAMA3);
-  rope.set_low_freq_factor(object->number("low_freq_factor", 1e-3, kMaxRopeFactor));
-  rope.set_high_freq_factor(object->number("high_freq_factor", 1e-3, kMaxRopeFactor));
-  rope.set_original_context(object->integer("original_max_position_embeddings", 1, kMaxContext));
-  if (rope.high_freq_factor() <= rope.low_freq_factor()) {
-    object->refuse("high_freq_factor", "more than low_freq_factor is needed");
-  }
-}
-
-void read_rope(const ConfigJson& config, double default_partial, ModelSpec& spec) {
-  RopeSpec& rope = *spec.mutable_rope();
-  rope.set_base(find_rope_number(config, "rope_theta", kMinRopeBase, kMaxRopeBase).value_or(10000));
-  const double partial =
-      find_rope_number(config, "partial_rotary_factor", 0, 1).value_or(default_partial);
-  rope.set_rotary_dim(static_cast<int32_t>(spec.head_dim() * partial));
-  read_scaling(config, rope);
-}
-
-// Options of HF's classes that change the mathematics and that no family here has.
-void refuse_unsupported(const ConfigJson& config) {
-  const std::string activation = config.find_string("hidden_act").value_or("silu");
-  if (activation != "silu" && activation != "swish") {
-    config.refuse("hidden_act", "silu is supported");
-  }
-  if (config.has("sliding_window") && config.find_boolean("use_sliding_window").value_or(false)) {
+// A family without windows may not be given one.
+void refuse_windows(const ConfigJson& config, ModelSpec& spec) {
+  if (config.has("sliding_window") && config.find_boolean("use_sliding_window").value_or(true)) {
     config.refuse("sliding_window", "attention over the whole context (null) is supported");
   }
+  read_hf_windows(config, 0, {}, spec);
 }
 
 // ---- what every family has, whatever its keys ----
@@ -118,25 +73,51 @@ std::string directory_name(const std::string& directory) {
 
 }  // namespace
 
-void read_hf_decoder(const ConfigJson& config, double default_partial, ModelSpec& spec) {
-  refuse_unsupported(config);
+void read_hf_decoder(const ConfigJson& config, const HfClass& hf, ModelSpec& spec) {
+  spec.set_activation(read_activation(config, hf));
   spec.set_num_layers(config.integer("num_hidden_layers", 1, kMaxLayers));
   spec.set_hidden_size(config.integer("hidden_size", 1, kMaxHidden));
   spec.set_num_heads(config.integer("num_attention_heads", 1, kMaxHeads));
   spec.set_num_kv_heads(config.has("num_key_value_heads")
                             ? config.integer("num_key_value_heads", 1, kMaxHeads)
                             : spec.num_heads());
-  if (!config.has("head_dim") && spec.hidden_size() % spec.num_heads() != 0) {
+  if (config.has("head_dim")) {
+    spec.set_head_dim(config.integer("head_dim", 1, kMaxHeadDim));
+  } else if (hf.head_dim > 0) {
+    spec.set_head_dim(hf.head_dim);
+  } else if (spec.hidden_size() % spec.num_heads() == 0) {
+    spec.set_head_dim(spec.hidden_size() / spec.num_heads());
+  } else {
     config.refuse("head_dim", "it is needed where the heads do not divide hidden_size");
   }
-  spec.set_head_dim(config.has("head_dim") ? config.integer("head_dim", 1, kMaxHeadDim)
-                                           : spec.hidden_size() / spec.num_heads());
   spec.set_ffn_size(config.integer("intermediate_size", 1, kMaxFfn));
   spec.set_vocab_size(config.integer("vocab_size", 1, kMaxVocab));
   spec.set_context_length(config.integer("max_position_embeddings", 1, kMaxContext));
   spec.set_norm_eps(config.number("rms_norm_eps", kMinNormEps, kMaxNormEps));
-  spec.set_tied_embeddings(config.find_boolean("tie_word_embeddings").value_or(false));
-  read_rope(config, default_partial, spec);
+  spec.set_tied_embeddings(config.find_boolean("tie_word_embeddings").value_or(hf.tied_embeddings));
+  read_hf_rope(config, hf, spec);
+  if (!hf.windows) refuse_windows(config, spec);
+}
+
+void read_hf_windows(const ConfigJson& config, int32_t window, std::vector<bool> slides,
+                     ModelSpec& spec) {
+  const auto layers = static_cast<size_t>(spec.num_layers());
+  if (config.has("layer_types")) {
+    slides.clear();
+    for (const std::string& type : config.strings("layer_types")) {
+      if (type != "full_attention" && type != "sliding_attention") {
+        config.refuse("layer_types", "full_attention and sliding_attention are supported");
+      }
+      slides.push_back(type == "sliding_attention");
+    }
+    if (slides.size() != layers) {
+      config.refuse("layer_types",
+                    "one type for each of the " + std::to_string(layers) + " layers is needed");
+    }
+  }
+  if (std::find(slides.begin(), slides.end(), true) == slides.end()) return;
+  if (window == 0) config.refuse("layer_types", "no layer can slide without a sliding_window");
+  for (const bool slide : slides) spec.add_windows(slide ? window : 0);
 }
 
 ModelSpec read_hf_spec(const std::string& directory) {
@@ -144,7 +125,7 @@ ModelSpec read_hf_spec(const std::string& directory) {
   const std::string type = config.find_string("model_type").value_or("");
   const auto families = model_families();
   const auto family = std::find_if(families.begin(), families.end(),
-                                   [&](const ModelFamily* f) { return type == f->name; });
+                                   [&](const ModelFamily* f) { return type == f->model_type; });
   if (family == families.end()) {
     config.refuse("model_type", "one of " + model_family_names() + " is supported");
   }

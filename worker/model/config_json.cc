@@ -162,6 +162,18 @@ std::vector<int64_t> ConfigJson::integers(const char* key, int64_t min, int64_t 
   return items;
 }
 
+std::vector<std::string> ConfigJson::strings(const char* key) const {
+  const json* value = find(key);
+  if (value == nullptr) return {};
+  if (!value->is_array()) refuse(key, "a list of strings is needed");
+  std::vector<std::string> items;
+  for (const json& item : *value) {
+    if (!item.is_string()) refuse(key, "a list of strings is needed");
+    items.push_back(item.get<std::string>());
+  }
+  return items;
+}
+
 std::optional<ConfigJson> ConfigJson::find_object(const char* key) const {
   const json* value = find(key);
   if (value == nullptr) return std::nullopt;

@@ -27,6 +27,8 @@ class ConfigJson {
 
   // Present and not null.
   bool has(const char* key) const;
+  // Present, be it null.
+  bool says(const char* key) const { return object_.contains(key); }
 
   // nullopt: absent or null. Throws kInvalidArgument for another type or a value out of range.
   std::optional<int64_t> find_integer(const char* key, int64_t min, int64_t max) const;
@@ -35,6 +37,8 @@ class ConfigJson {
   std::optional<std::string> find_string(const char* key) const;
   // A list, or one integer as a list of one; empty if absent.
   std::vector<int64_t> integers(const char* key, int64_t min, int64_t max) const;
+  // A list; empty if absent.
+  std::vector<std::string> strings(const char* key) const;
   // The object at key as a config of its own, whose errors say "key.inner".
   std::optional<ConfigJson> find_object(const char* key) const;
 

@@ -7,13 +7,24 @@
 
 namespace trireme {
 
-Decoder::Decoder(const ModelSpec& model, const ShardSpec& shard, const Weights& weights,
-                 DType dtype, int32_t max_tokens, int32_t max_positions, Backend& backend,
+namespace {
+
+const float* floats(const Buffer& buffer) { return static_cast<const float*>(buffer.data()); }
+
+float attention_scale(const ModelSpec& model) {
+  const double scale = model.attention_scale();
+  return static_cast<float>(scale > 0 ? scale : 1 / std::sqrt(1.0 * model.head_dim()));
+}
+
+}  // namespace
+
+Decoder::Decoder(const ModelSpec& model, const StageSpec& stage, const ShardSpec& shard,
+                 const Weights& weights, const Placement& placement, Backend& backend,
                  Communicator& group)
     : weights_(weights),
       ops_(backend),
       group_(group),
-      e_(activation_dtype(dtype)),
+      e_(activation_dtype(parse_dtype(placement.dtype()).value())),
       hidden_(model.hidden_size()),
       head_dim_(model.head_dim()),
       num_heads_(length(shard.heads())),
@@ -22,10 +33,22 @@ Decoder::Decoder(const ModelSpec& model, const ShardSpec& shard, const Weights& 
       eps_(static_cast<float>(model.norm_eps())),
       heads_{shard.heads().begin(), shard.kv_heads().begin(),
              model.num_heads() / model.num_kv_heads()},
-      attention_{1 / std::sqrt(static_cast<float>(model.head_dim()))},
-      rope_(make_rope_table(model.rope(), max_positions, backend)) {
+      activation_(model.activation() == ACTIVATION_GELU_TANH ? Backend::Activation::kGeluTanh
+                                                             : Backend::Activation::kSilu),
+      prefix_length_(model.prefix_length()),
+      rope_(make_rope_table(model.rope(), placement.context(), backend)) {
+  if (model.has_local_rope()) {
+    local_rope_ = make_rope_table(model.local_rope(), placement.context(), backend);
+  }
+  for (int32_t index = stage.layers().begin(); index < stage.layers().end(); ++index) {
+    const int32_t window = model.windows().empty() ? 0 : model.windows(index);
+    const bool local = window > 0 && model.has_local_rope();
+    const auto softcap = static_cast<float>(model.attention_softcap());
+    options_.push_back({{attention_scale(model), softcap, window}, local ? &local_rope_ : &rope_});
+  }
   const auto allocate = [&](DType type, int64_t cols) {
-    return backend.allocate(static_cast<size_t>(max_tokens * cols * element_size(type)));
+    return backend.allocate(
+        static_cast<size_t>(placement.max_batch_tokens() * cols * element_size(type)));
   };
   normed_ = allocate(e_, hidden_);
   branch_ = allocate(DType::kF32, hidden_);
@@ -42,31 +65,45 @@ Tensor Decoder::view(const Buffer& buffer, DType dtype, int64_t rows, int64_t co
 void Decoder::forward(Tensor x, const BatchView& batch, const KvCache& kv) {
   for (size_t index = 0; index < weights_.layers.size(); ++index) {
     const LayerWeights& layer = weights_.layers[index];
-    attention_block(layer, x, batch, kv.layer(static_cast<int32_t>(index)));
+    KvLayer cache = kv.layer(static_cast<int32_t>(index));
+    if (prefix_length_ > 0) {
+      auto* prefix = static_cast<const std::byte*>(layer.prefix.data());
+      cache.prefix_k = prefix;
+      cache.prefix_v = prefix + layer.prefix.bytes() / 2;
+      cache.prefix_length = prefix_length_;
+    }
+    attention_block(layer, options_[index], x, batch, cache);
     mlp_block(layer, x);
   }
 }
 
-void Decoder::attention_block(const LayerWeights& layer, Tensor x, const BatchView& batch,
-                              const KvLayer& kv) {
+void Decoder::attention_block(const LayerWeights& layer, const LayerOptions& options, Tensor x,
+                              const BatchView& batch, const KvLayer& kv) {
   const int64_t q_cols = num_heads_ * head_dim_;
   const int64_t kv_cols = num_kv_heads_ * head_dim_;
+  const auto q_heads = static_cast<int32_t>(num_heads_);
+  const auto k_heads = static_cast<int32_t>(num_kv_heads_);
   const Tensor h = view(normed_, e_, x.rows, hidden_);
   const Tensor qkv = view(qkv_, DType::kF32, x.rows, q_cols + 2 * kv_cols);
+  const Tensor q = qkv.column_range(0, q_cols);
+  const Tensor k = qkv.column_range(q_cols, kv_cols);
+  const Tensor v = qkv.column_range(q_cols + kv_cols, kv_cols);
   const Tensor a = view(attended_, e_, x.rows, q_cols);
   const Tensor branch = view(branch_, DType::kF32, x.rows, hidden_);
 
-  ops_.rms_norm(h, x, static_cast<const float*>(layer.attention_norm.data()), eps_);
-  ops_.matmul(qkv, h, layer.qkv, static_cast<const float*>(layer.qkv_bias.data()));
+  ops_.rms_norm(h, x, floats(layer.attention_norm), eps_);
+  ops_.matmul(qkv, h, layer.qkv, floats(layer.qkv_bias));
+  if (layer.q_norm.data() != nullptr) {
+    ops_.rms_norm_heads(q, q_heads, floats(layer.q_norm), eps_);
+    ops_.rms_norm_heads(k, k_heads, floats(layer.k_norm), eps_);
+  }
   // Q and K lie beside each other, so one call rotates the heads of both.
-  ops_.rope(qkv.column_range(0, q_cols + kv_cols), static_cast<int32_t>(num_heads_ + num_kv_heads_),
-            batch.positions, rope_);
-  ops_.store_kv(kv, qkv.column_range(q_cols, kv_cols), qkv.column_range(q_cols + kv_cols, kv_cols),
-                batch.slots);
-  ops_.attention(a, qkv.column_range(0, q_cols), kv, batch, heads_, attention_);
-  ops_.matmul(branch, a, layer.attention_out, nullptr);
-  group_.all_reduce_sum(branch);
-  ops_.add(x, branch);
+  ops_.rope(qkv.column_range(0, q_cols + kv_cols), q_heads + k_heads, batch.positions,
+            *options.rope);
+  ops_.store_kv(kv, k, v, batch.slots);
+  ops_.attention(a, q, kv, batch, heads_, options.attention);
+  ops_.matmul(branch, a, layer.attention_out, floats(layer.attention_out_bias));
+  add_branch(x, branch, layer.post_attention_norm);
 }
 
 void Decoder::mlp_block(const LayerWeights& layer, Tensor x) {
@@ -75,16 +112,21 @@ void Decoder::mlp_block(const LayerWeights& layer, Tensor x) {
   const Tensor gated = view(gated_, e_, x.rows, ffn_);
   const Tensor branch = view(branch_, DType::kF32, x.rows, hidden_);
 
-  ops_.rms_norm(h, x, static_cast<const float*>(layer.mlp_norm.data()), eps_);
-  ops_.matmul(gate_up, h, layer.gate_up, nullptr);
-  ops_.gated_activation(gated, gate_up, Backend::Activation::kSilu);
-  ops_.matmul(branch, gated, layer.down, nullptr);
+  ops_.rms_norm(h, x, floats(layer.mlp_norm), eps_);
+  ops_.matmul(gate_up, h, layer.gate_up, floats(layer.gate_up_bias));
+  ops_.gated_activation(gated, gate_up, activation_);
+  ops_.matmul(branch, gated, layer.down, floats(layer.down_bias));
+  add_branch(x, branch, layer.post_mlp_norm);
+}
+
+void Decoder::add_branch(Tensor x, Tensor branch, const Buffer& norm) {
   group_.all_reduce_sum(branch);
+  if (norm.data() != nullptr) ops_.rms_norm(branch, branch, floats(norm), eps_);
   ops_.add(x, branch);
 }
 
 uint64_t Decoder::bytes() const {
-  uint64_t total = rope_.storage.bytes();
+  uint64_t total = rope_.storage.bytes() + local_rope_.storage.bytes();
   for (const Buffer* buffer : {&normed_, &branch_, &qkv_, &attended_, &gate_up_, &gated_}) {
     total += buffer->bytes();
   }

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // A pre-norm decoder's layers [first, last) on one tensor-parallel shard: norm, attention,
-// residual, norm, gated FFN, residual. Every family of the table and every device runs this page.
+// residual, norm, gated FFN, residual. Every family of the table and every device runs this page;
+// what a family does not have is an empty buffer of its weights.
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "kernels/backend.h"
 #include "proto/cluster.pb.h"
@@ -15,10 +17,11 @@ namespace trireme {
 
 class Decoder {
  public:
-  // Allocates the step's buffers for max_tokens. All references must outlive the decoder; `group`
-  // is the stage's tensor-parallel group.
-  Decoder(const ModelSpec& model, const ShardSpec& shard, const Weights& weights, DType dtype,
-          int32_t max_tokens, int32_t max_positions, Backend& backend, Communicator& group);
+  // Allocates the step's buffers for the placement's largest micro-batch. `weights` (of `stage` on
+  // `shard`), the backend and the stage's tensor-parallel group must outlive the decoder.
+  Decoder(const ModelSpec& model, const StageSpec& stage, const ShardSpec& shard,
+          const Weights& weights, const Placement& placement, Backend& backend,
+          Communicator& group);
 
   // x [T, H] fp32 in and out: the residual stream.
   void forward(Tensor x, const BatchView& batch, const KvCache& kv);
@@ -26,9 +29,18 @@ class Decoder {
   uint64_t bytes() const;  // of the step's buffers
 
  private:
-  void attention_block(const LayerWeights& layer, Tensor x, const BatchView& batch,
-                       const KvLayer& kv);
+  // What differs between layers besides their weights.
+  struct LayerOptions {
+    AttentionSpec attention;
+    const RopeTable* rope = nullptr;
+  };
+
+  void attention_block(const LayerWeights& layer, const LayerOptions& options, Tensor x,
+                       const BatchView& batch, const KvLayer& kv);
   void mlp_block(const LayerWeights& layer, Tensor x);
+  // Sums the ranks' parts of `branch`, and adds it to the residual stream, normed if `norm` is
+  // there.
+  void add_branch(Tensor x, Tensor branch, const Buffer& norm);
   Tensor view(const Buffer& buffer, DType dtype, int64_t rows, int64_t cols) const;
 
   const Weights& weights_;
@@ -38,12 +50,14 @@ class Decoder {
   int64_t hidden_, head_dim_, num_heads_, num_kv_heads_, ffn_;
   float eps_;
   HeadMap heads_;
-  AttentionSpec attention_;
-  RopeTable rope_;
+  Backend::Activation activation_;
+  int32_t prefix_length_;
+  RopeTable rope_, local_rope_;
+  std::vector<LayerOptions> options_;
   Buffer normed_, branch_, qkv_, attended_, gate_up_, gated_;
 };
 
-// cos and sin of every position for `rope`, llama3 and linear scaling applied.
+// cos and sin of every position for `rope`, its scaling applied.
 RopeTable make_rope_table(const RopeSpec& rope, int32_t num_positions, Backend& backend);
 
 }  // namespace trireme

@@ -10,7 +10,8 @@
 namespace trireme {
 namespace {
 
-constexpr const ModelFamily* kFamilies[] = {&kChatglm, &kGlm, &kLlama, &kQwen2};
+constexpr const ModelFamily* kFamilies[] = {&kChatglm, &kGemma, &kGemma2,  &kGemma3, &kGlm,
+                                            &kGlm4,    &kLlama, &kMistral, &kQwen2,  &kQwen3};
 
 }  // namespace
 
@@ -19,7 +20,7 @@ std::span<const ModelFamily* const> model_families() { return kFamilies; }
 std::string model_family_names() {
   std::string names;
   for (const ModelFamily* family : kFamilies) {
-    names += std::string(names.empty() ? "" : ", ") + family->name;
+    names += std::string(names.empty() ? "" : ", ") + family->model_type;
   }
   return names;
 }
@@ -35,6 +36,11 @@ const ModelFamily& find_family(const std::string& name) {
 const std::vector<WeightRule>& weight_rules(const ModelSpec& model) {
   const ModelFamily& family = find_family(model.family());
   return model.checkpoint_format() == "gguf" ? family.gguf : family.safetensors;
+}
+
+std::vector<WeightRule> joined(std::vector<WeightRule> rules, const std::vector<WeightRule>& more) {
+  rules.insert(rules.end(), more.begin(), more.end());
+  return rules;
 }
 
 std::string tensor_name(const WeightRule& rule, int32_t layer) {

@@ -14,21 +14,28 @@ namespace trireme {
 
 // Where a tensor goes in a layer of the decoder (or outside the layers).
 enum class Slot : uint8_t {
-  kEmbedding,      // [V, H]
-  kFinalNorm,      // [H]
-  kHead,           // [V, H]; absent when tied
-  kAttentionNorm,  // [H]
-  kQkv,            // [(Q + 2K)·D, H], rows Q | K | V
-  kQkvBias,        // [(Q + 2K)·D]
-  kAttentionOut,   // [H, Q·D]
-  kMlpNorm,        // [H]
-  kGateUp,         // [2F, H], rows gate | up
-  kDown,           // [H, F]
+  kEmbedding,          // [V, H]
+  kFinalNorm,          // [H]
+  kHead,               // [V, H]; absent when tied
+  kAttentionNorm,      // [H]
+  kQkv,                // [(Q + 2K)·D, H], rows Q | K | V
+  kQkvBias,            // [(Q + 2K)·D]
+  kQNorm,              // [D], of each query head
+  kKNorm,              // [D], of each key head
+  kAttentionOut,       // [H, Q·D]
+  kAttentionOutBias,   // [H]
+  kPostAttentionNorm,  // [H], of the attention's output before it is added
+  kMlpNorm,            // [H]
+  kGateUp,             // [2F, H], rows gate | up
+  kGateUpBias,         // [2F]
+  kDown,               // [H, F]
+  kDownBias,           // [H]
+  kPostMlpNorm,        // [H], of the FFN's output before it is added
 };
 
 // The parts of a slot's rows that are split apart among tensor-parallel ranks, each by its own
 // axis.
-enum class Segment : uint8_t { kQ, kK, kV, kGate, kUp, kVocab, kWhole };
+enum class Segment : uint8_t { kQ, kK, kV, kGate, kUp, kVocab, kHeadDim, kWhole };
 
 // One tensor of a checkpoint: `name` with {} for the layer number holds the rows of `segments`, in
 // order. A slot may be filled by several rules (q, k and v apart) or by one (fused).
@@ -41,8 +48,9 @@ struct WeightRule {
 class ConfigJson;
 
 struct ModelFamily {
-  const char* name;     // ModelSpec.family, HF's model_type, GGUF's architecture
-  RopePairing pairing;  // of the weights once loaded
+  const char* name;               // ModelSpec.family, GGUF's architecture
+  const char* model_type = name;  // HF's
+  RopePairing pairing;            // of the weights once loaded
   // Fills dimensions, rope, biases and tying from config.json; refuses what changes the
   // mathematics.
   void (*read_config)(const ConfigJson& config, ModelSpec& spec);
@@ -50,10 +58,14 @@ struct ModelFamily {
   std::vector<WeightRule> gguf;         // llama.cpp names; empty: not read from GGUF
   bool gguf_permutes_qk = false;        // GGUF stores Q and K rows with rotary pairs adjacent
   const char* layer_module;             // "transformer.encoder.layers.{}": the unit of a device map
+  // Safetensors hold norm weights less this; GGUF files hold them whole.
+  float norm_offset = 0;
+  // Of the encoder of a learned prefix (P-tuning v2); null: the family has none.
+  const char* prefix_module = nullptr;
 };
 
 std::span<const ModelFamily* const> model_families();
-std::string model_family_names();                         // "chatglm, glm, …"
+std::string model_family_names();                         // HF's model types: "chatglm, glm, …"
 const ModelFamily& find_family(const std::string& name);  // throws kInvalidArgument with the list
 
 // The rules for the names of this checkpoint's format.

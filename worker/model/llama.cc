@@ -7,13 +7,10 @@ namespace trireme {
 namespace {
 
 void read_config(const ConfigJson& config, ModelSpec& spec) {
-  read_hf_decoder(config, 1.0, spec);
-  // HF's attention_bias also means a bias of o_proj; load_weights refuses that tensor if it is
-  // there.
+  read_hf_decoder(config, {}, spec);
   spec.set_qkv_bias(config.find_boolean("attention_bias").value_or(false));
-  if (config.find_boolean("mlp_bias").value_or(false)) {
-    config.refuse("mlp_bias", "only false is supported");
-  }
+  spec.set_attention_out_bias(spec.qkv_bias());
+  spec.set_mlp_bias(config.find_boolean("mlp_bias").value_or(false));
 }
 
 }  // namespace
@@ -29,10 +26,14 @@ std::vector<WeightRule> llama_safetensors_rules() {
       {"model.layers.{}.self_attn.k_proj.bias", Slot::kQkvBias, {Segment::kK}},
       {"model.layers.{}.self_attn.v_proj.bias", Slot::kQkvBias, {Segment::kV}},
       {"model.layers.{}.self_attn.o_proj.weight", Slot::kAttentionOut, {Segment::kWhole}},
+      {"model.layers.{}.self_attn.o_proj.bias", Slot::kAttentionOutBias, {Segment::kWhole}},
       {"model.layers.{}.post_attention_layernorm.weight", Slot::kMlpNorm, {Segment::kWhole}},
       {"model.layers.{}.mlp.gate_proj.weight", Slot::kGateUp, {Segment::kGate}},
       {"model.layers.{}.mlp.up_proj.weight", Slot::kGateUp, {Segment::kUp}},
+      {"model.layers.{}.mlp.gate_proj.bias", Slot::kGateUpBias, {Segment::kGate}},
+      {"model.layers.{}.mlp.up_proj.bias", Slot::kGateUpBias, {Segment::kUp}},
       {"model.layers.{}.mlp.down_proj.weight", Slot::kDown, {Segment::kWhole}},
+      {"model.layers.{}.mlp.down_proj.bias", Slot::kDownBias, {Segment::kWhole}},
       {"model.norm.weight", Slot::kFinalNorm, {Segment::kWhole}},
       {"lm_head.weight", Slot::kHead, {Segment::kVocab}},
   };
@@ -49,12 +50,37 @@ std::vector<WeightRule> llama_gguf_rules() {
       {"blk.{}.attn_k.bias", Slot::kQkvBias, {Segment::kK}},
       {"blk.{}.attn_v.bias", Slot::kQkvBias, {Segment::kV}},
       {"blk.{}.attn_output.weight", Slot::kAttentionOut, {Segment::kWhole}},
+      {"blk.{}.attn_output.bias", Slot::kAttentionOutBias, {Segment::kWhole}},
       {"blk.{}.ffn_norm.weight", Slot::kMlpNorm, {Segment::kWhole}},
       {"blk.{}.ffn_gate.weight", Slot::kGateUp, {Segment::kGate}},
       {"blk.{}.ffn_up.weight", Slot::kGateUp, {Segment::kUp}},
+      {"blk.{}.ffn_gate.bias", Slot::kGateUpBias, {Segment::kGate}},
+      {"blk.{}.ffn_up.bias", Slot::kGateUpBias, {Segment::kUp}},
       {"blk.{}.ffn_down.weight", Slot::kDown, {Segment::kWhole}},
+      {"blk.{}.ffn_down.bias", Slot::kDownBias, {Segment::kWhole}},
       {"output_norm.weight", Slot::kFinalNorm, {Segment::kWhole}},
       {"output.weight", Slot::kHead, {Segment::kVocab}},
+  };
+}
+
+std::vector<WeightRule> qk_norm_safetensors_rules() {
+  return {
+      {"model.layers.{}.self_attn.q_norm.weight", Slot::kQNorm, {Segment::kHeadDim}},
+      {"model.layers.{}.self_attn.k_norm.weight", Slot::kKNorm, {Segment::kHeadDim}},
+  };
+}
+
+std::vector<WeightRule> qk_norm_gguf_rules() {
+  return {
+      {"blk.{}.attn_q_norm.weight", Slot::kQNorm, {Segment::kHeadDim}},
+      {"blk.{}.attn_k_norm.weight", Slot::kKNorm, {Segment::kHeadDim}},
+  };
+}
+
+std::vector<WeightRule> post_norm_gguf_rules() {
+  return {
+      {"blk.{}.post_attention_norm.weight", Slot::kPostAttentionNorm, {Segment::kWhole}},
+      {"blk.{}.post_ffw_norm.weight", Slot::kPostMlpNorm, {Segment::kWhole}},
   };
 }
 

@@ -13,13 +13,21 @@
 namespace trireme {
 
 struct LayerWeights {
-  Buffer attention_norm;  // [H] fp32
+  Buffer attention_norm;  // [H]
   Weight qkv;             // [(Q + 2K)·D, H] of this shard's heads
-  Buffer qkv_bias;        // fp32, or empty
+  Buffer qkv_bias;        // like every vector fp32, and empty where the model has none
+  Buffer q_norm, k_norm;  // [D]
   Weight attention_out;   // [H, Q·D]
-  Buffer mlp_norm;        // [H] fp32
-  Weight gate_up;         // [2F, H]
-  Weight down;            // [H, F]
+  // [H] on the first rank of the stage, whose part of the branch has it; likewise down_bias
+  Buffer attention_out_bias;
+  Buffer post_attention_norm;  // [H]
+  Buffer mlp_norm;             // [H]
+  Weight gate_up;              // [2F, H]
+  Buffer gate_up_bias;         // [2F]
+  Weight down;                 // [H, F]
+  Buffer down_bias;            // [H]
+  Buffer post_mlp_norm;        // [H]
+  Buffer prefix;               // K, then V, each [K, P, D] of the cache's type; or empty
 };
 
 struct Weights {

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+// Which parts of which tensors of a checkpoint a shard reads. The loader and checkpoint_bytes()
+// both ask here, so what is announced is what is read.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "proto/cluster.pb.h"
+#include "worker/model/checkpoint.h"
+#include "worker/model/family.h"
+
+namespace trireme {
+
+// What one tensor of the checkpoint gives to a slot of this shard. A vector's values count as
+// columns of one row in the checkpoint, and as rows in the slot.
+struct Slice {
+  const TensorInfo* tensor = nullptr;
+  int64_t row = 0;
+  int64_t rows = 0;
+  int64_t col = 0;
+  int64_t cols = 0;
+  int64_t local = 0;      // first row in the slot
+  bool permuted = false;  // its rows stand with rotary pairs adjacent
+};
+
+bool is_vector(Slot slot);  // fp32 whatever the serving type
+bool is_norm(Slot slot);    // of those, the weights of norms
+
+// The slots outside the layers that a stage has, and those of each layer of the model.
+std::vector<Slot> outer_slots(const ModelSpec& model, const StageSpec& stage);
+std::vector<Slot> layer_slots(const ModelSpec& model, const ShardSpec& shard);
+
+class SlicePlan {
+ public:
+  SlicePlan(const ModelSpec& model, const ShardSpec& shard, const Checkpoint& checkpoint);
+
+  // Of the slot on this shard.
+  int64_t rows(Slot slot) const;
+  int64_t cols(Slot slot) const { return columns(slot).size; }
+
+  // Throws kInvalidArgument for a tensor that is missing or of another shape, naming it and both
+  // shapes, and for a bias that the config knows nothing of.
+  std::vector<Slice> slices(Slot slot, int32_t layer) const;
+
+  // The tensor `name`, which must be of `shape`.
+  const TensorInfo& tensor(const std::string& name, const std::vector<int64_t>& shape) const;
+
+ private:
+  // [begin, begin + size) of `total` rows or columns.
+  struct Part {
+    int64_t total = 0;
+    int64_t begin = 0;
+    int64_t size = 0;
+  };
+
+  Part part(Segment segment) const;
+  Part columns(Slot slot) const;
+  Slice slice(const TensorInfo& tensor, Slot slot, Segment segment, int64_t begin) const;
+  const TensorInfo& find_tensor(const WeightRule& rule, int32_t layer) const;
+  void refuse_unknown_bias(const std::string& weight, int32_t layer) const;
+
+  const ModelSpec& model_;
+  const ShardSpec& shard_;
+  const Checkpoint& checkpoint_;
+  bool permutes_qk_;
+};
+
+}  // namespace trireme
