@@ -9,7 +9,7 @@
 
 #include "kernels/base/check.h"
 #include "kernels/base/error.h"
-#include "worker/model/gguf.h"
+#include "worker/model/gguf_set.h"
 #include "worker/model/quant.h"
 #include "worker/model/safetensors.h"
 
@@ -41,7 +41,7 @@ class MappedCheckpoint final : public Checkpoint {
   uint64_t total_bytes() const override { return total_bytes_; }
 
   std::vector<SafetensorsFile> safetensors;  // keep the maps alive
-  std::vector<GgufFile> gguf;
+  std::unique_ptr<GgufSet> gguf;
 
  protected:
   void read_rows(const TensorInfo& info, int64_t row, int64_t col, Tensor out) const override {
@@ -145,16 +145,16 @@ std::unique_ptr<Checkpoint> open_sharded(const std::string& directory) {
 
 std::unique_ptr<Checkpoint> open_gguf(const std::string& path) {
   auto checkpoint = std::make_unique<MappedCheckpoint>();
-  const GgufFile& file = checkpoint->gguf.emplace_back(path);
-  for (const auto& [name, tensor] : file.tensors()) {
+  checkpoint->gguf = std::make_unique<GgufSet>(path);
+  for (const auto& [name, place] : checkpoint->gguf->tensors()) {
     StoredTensor stored;
     stored.name = name;
-    stored.stored = find_ggml_type(tensor.type);
+    stored.stored = find_ggml_type(place.tensor->type);
     stored.type = stored.stored->name;
-    stored.shape = tensor.shape;
-    stored.bytes = tensor.bytes;
-    stored.file = &file.file();
-    stored.offset = tensor.offset;
+    stored.shape = place.tensor->shape;
+    stored.bytes = place.tensor->bytes;
+    stored.file = &place.file->file();
+    stored.offset = place.tensor->offset;
     checkpoint->add(std::move(stored));
   }
   return checkpoint;

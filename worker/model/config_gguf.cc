@@ -1,153 +1,33 @@
 // SPDX-License-Identifier: Apache-2.0
-// The configuration in the metadata of a GGUF file, under the keys of llama.cpp.
+// The configuration in the metadata of a GGUF file, under the keys of llama.cpp. Some of what an
+// architecture is, llama.cpp knows without a key: the table at the end says that.
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <filesystem>
-#include <numbers>
 
-#include "kernels/base/error.h"
 #include "worker/model/config.h"
-#include "worker/model/gguf.h"
-#include "worker/model/quant.h"
+#include "worker/model/gguf_metadata.h"
 
 namespace trireme {
 namespace {
 
-// Metadata of the file's architecture: "block_count" means "llama.block_count".
-class Metadata {
- public:
-  Metadata(const GgufFile& file, const std::string& architecture)
-      : file_(file), prefix_(architecture + ".") {}
+constexpr double kMaxScalar = 1e6;
+constexpr double kGemma2ScoreCap = 50;  // where the file is silent
+constexpr double kGemma2LogitCap = 30;
+constexpr int32_t kGemma2Window = 4096;
+constexpr double kGemma3LocalBase = 10000;
 
-  [[noreturn]] void refuse(const std::string& key, const std::string& found,
-                           const std::string& needed) const {
-    throw Error(Code::kInvalidArgument,
-                file_.file().path() + ": " + key + " is " + found + "; " + needed);
-  }
+// ---- what all architectures say alike ----
 
-  // fallback < 0: the key must be there.
-  int32_t integer(const char* name, int32_t min, int32_t max, int32_t fallback = -1) const {
-    const std::string key = prefix_ + name;
-    const auto value = file_.integer(key);
-    if (!value && fallback >= 0) return fallback;
-    if (!value || *value < min || *value > max) {
-      refuse(
-          key, value ? std::to_string(*value) : "missing",
-          "an integer from " + std::to_string(min) + " to " + std::to_string(max) + " is needed");
-    }
-    return static_cast<int32_t>(*value);
-  }
-
-  // fallback NaN: the key must be there.
-  double number(const char* name, double min, double max, double fallback) const {
-    const std::string key = prefix_ + name;
-    const auto value = file_.number(key);
-    if (!value && !std::isnan(fallback)) return fallback;
-    if (!value || !(*value >= min && *value <= max)) {
-      refuse(key, value ? std::to_string(*value) : "missing",
-             "a number from " + std::to_string(min) + " to " + std::to_string(max) + " is needed");
-    }
-    return *value;
-  }
-
-  std::string string(const char* name) const { return file_.string(prefix_ + name).value_or(""); }
-
-  // A setting that no family here has; zero means that it is off.
-  void require_absent(const char* name, const char* needed) const {
-    const auto value = file_.integer(prefix_ + name);
-    if (value.value_or(0) != 0) refuse(prefix_ + name, std::to_string(*value), needed);
-  }
-
- private:
-  const GgufFile& file_;
-  std::string prefix_;
-};
-
-bool is_type(const GgufTensor& tensor, const char* name) {
-  return std::strcmp(find_ggml_type(tensor.type)->name, name) == 0;
-}
-
-// ---- rotary embedding ----
-
-// What Llama 3.1's scaling divides the frequency of channel pair i by.
-double llama3_divisor(const RopeSpec& rope, int32_t i) {
-  const double frequency = std::pow(rope.base(), -2.0 * i / rope.rotary_dim());
-  const double turns = rope.original_context() * frequency / (2 * std::numbers::pi);
-  if (turns > rope.high_freq_factor()) return 1;
-  if (turns < rope.low_freq_factor()) return rope.factor();
-  const double blend =
-      (turns - rope.low_freq_factor()) / (rope.high_freq_factor() - rope.low_freq_factor());
-  return 1 / ((1 - blend) / rope.factor() + blend);
-}
-
-bool gives_divisors(const RopeSpec& rope, const std::vector<float>& divisors) {
-  for (size_t i = 0; i < divisors.size(); ++i) {
-    const double expected = llama3_divisor(rope, static_cast<int32_t>(i));
-    // Written so that NaN is refused.
-    if (!(std::abs(divisors[i] - expected) <= 1e-3 * expected)) return false;
-  }
-  return true;
-}
-
-// GGUF keeps no parameters of Llama 3's scaling, only its divisors. The published models differ in
-// factor and original context, so those that give the stored divisors are looked for.
-void read_llama3_divisors(const GgufFile& file, const Metadata& metadata, RopeSpec& rope) {
-  constexpr const char* kName = "rope_freqs.weight";
-  const auto entry = file.tensors().find(kName);
-  if (entry == file.tensors().end()) return;
-  const int32_t pairs = rope.rotary_dim() / 2;
-  const GgufTensor& tensor = entry->second;
-  if (tensor.shape != std::vector<int64_t>{pairs} || !is_type(tensor, "F32")) {
-    metadata.refuse(kName, "of another shape or type",
-                    "F32 [" + std::to_string(pairs) + "] is needed");
-  }
-  std::vector<float> divisors(pairs);
-  std::memcpy(divisors.data(), file.file().data() + tensor.offset, pairs * sizeof(float));
-  rope.set_scaling(ROPE_SCALING_LLAMA3);
-  rope.set_factor(divisors.empty() ? 1 : *std::max_element(divisors.begin(), divisors.end()));
-  rope.set_low_freq_factor(1);
-  rope.set_high_freq_factor(4);
-  for (int32_t context = 64; context <= kMaxContext; context *= 2) {
-    rope.set_original_context(context);
-    if (gives_divisors(rope, divisors)) return;
-  }
-  metadata.refuse(kName, "not the scaling of Llama 3", "no other divisors are supported");
-}
-
-void read_rope(const GgufFile& file, const Metadata& metadata, ModelSpec& spec) {
-  RopeSpec& rope = *spec.mutable_rope();
-  rope.set_base(metadata.number("rope.freq_base", kMinRopeBase, kMaxRopeBase, 10000));
-  rope.set_rotary_dim(metadata.integer("rope.dimension_count", 1, kMaxHeadDim, spec.head_dim()));
-  const std::string scaling = metadata.string("rope.scaling.type");
-  double factor = 1;
-  if (scaling == "linear") {
-    factor = metadata.number("rope.scaling.factor", 1, kMaxRopeFactor, NAN);
-  } else if (scaling.empty()) {
-    factor = metadata.number("rope.scale_linear", 1, kMaxRopeFactor, 1);  // the older key
-  } else if (scaling != "none") {
-    metadata.refuse(spec.family() + ".rope.scaling.type", scaling.substr(0, 80),
-                    "none or linear is supported");
-  }
-  if (factor != 1) {
-    rope.set_scaling(ROPE_SCALING_LINEAR);
-    rope.set_factor(factor);
-  }
-  read_llama3_divisors(file, metadata, rope);
-}
-
-// ---- the rest ----
-
-const GgufTensor* find_tensor(const GgufFile& file, const ModelFamily& family, Slot slot) {
+const GgufTensor* find_tensor(const GgufSet& files, const ModelFamily& family, Slot slot) {
   for (const WeightRule& rule : family.gguf) {
-    const auto entry = file.tensors().find(tensor_name(rule, 0));
-    if (rule.slot == slot && entry != file.tensors().end()) return &entry->second;
+    const GgufTensor* tensor = files.find(tensor_name(rule, 0)).tensor;
+    if (rule.slot == slot && tensor != nullptr) return tensor;
   }
   return nullptr;
 }
 
-void read_dimensions(const GgufFile& file, const ModelFamily& family, const Metadata& metadata,
-                     ModelSpec& spec) {
+void read_dimensions(const GgufMetadata& metadata, const ModelFamily& family, ModelSpec& spec) {
   spec.set_num_layers(metadata.integer("block_count", 1, kMaxLayers));
   spec.set_hidden_size(metadata.integer("embedding_length", 1, kMaxHidden));
   spec.set_num_heads(metadata.integer("attention.head_count", 1, kMaxHeads));
@@ -164,28 +44,35 @@ void read_dimensions(const GgufFile& file, const ModelFamily& family, const Meta
   spec.set_context_length(metadata.integer("context_length", 1, kMaxContext));
   spec.set_norm_eps(
       metadata.number("attention.layer_norm_rms_epsilon", kMinNormEps, kMaxNormEps, NAN));
-  const GgufTensor* embedding = find_tensor(file, family, Slot::kEmbedding);
+  const GgufTensor* embedding = find_tensor(metadata.files(), family, Slot::kEmbedding);
   const int64_t rows = embedding != nullptr ? embedding->shape.front() : 0;
   if (rows < 1 || rows > kMaxVocab) {
     metadata.refuse("the embedding", std::to_string(rows) + " rows",
                     "1 to " + std::to_string(kMaxVocab) + " are needed");
   }
   spec.set_vocab_size(static_cast<int32_t>(rows));
-  spec.set_tied_embeddings(find_tensor(file, family, Slot::kHead) == nullptr);
-  spec.set_qkv_bias(find_tensor(file, family, Slot::kQkvBias) != nullptr);
+}
+
+// What a file has shows in its tensors.
+void read_parts(const GgufSet& files, const ModelFamily& family, ModelSpec& spec) {
+  const auto has = [&](Slot slot) { return find_tensor(files, family, slot) != nullptr; };
+  spec.set_tied_embeddings(!has(Slot::kHead));
+  spec.set_qkv_bias(has(Slot::kQkvBias));
+  spec.set_attention_out_bias(has(Slot::kAttentionOutBias));
+  spec.set_mlp_bias(has(Slot::kGateUpBias) || has(Slot::kDownBias));
 }
 
 // The serving type nearest to what the matrices are stored in.
-const char* checkpoint_dtype(const GgufFile& file, const ModelFamily& family) {
-  const GgufTensor* matrix = find_tensor(file, family, Slot::kAttentionOut);
+const char* checkpoint_dtype(const GgufSet& files, const ModelFamily& family) {
+  const GgufTensor* matrix = find_tensor(files, family, Slot::kAttentionOut);
   if (matrix != nullptr && is_type(*matrix, "F32")) return "fp32";
   if (matrix != nullptr && is_type(*matrix, "F16")) return "fp16";
   return "bf16";
 }
 
-void read_token_ids(const GgufFile& file, const Metadata& metadata, ModelSpec& spec) {
+void read_token_ids(const GgufMetadata& metadata, ModelSpec& spec) {
   const auto id = [&](const char* key) {
-    const int64_t value = file.integer(key).value_or(-1);
+    const int64_t value = metadata.file().integer(key).value_or(-1);
     if (value < -1 || value >= spec.vocab_size()) {
       metadata.refuse(
           key, std::to_string(value),
@@ -193,7 +80,8 @@ void read_token_ids(const GgufFile& file, const Metadata& metadata, ModelSpec& s
     }
     return static_cast<int32_t>(value);
   };
-  for (const char* key : {"tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"}) {
+  for (const char* key : {"tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id",
+                          "tokenizer.ggml.eom_token_id"}) {
     const int32_t stop = id(key);
     const auto& known = spec.stop_ids();
     if (stop >= 0 && std::find(known.begin(), known.end(), stop) == known.end()) {
@@ -203,32 +91,169 @@ void read_token_ids(const GgufFile& file, const Metadata& metadata, ModelSpec& s
   spec.set_bos_id(id("tokenizer.ggml.bos_token_id"));
 }
 
+// ---- windows ----
+
+// Layers that slide where the file does not say which.
+enum class Period : int32_t { kUnknown = -1, kAll = 0, kTwo = 2, kSix = 6 };
+
+bool slides(const GgufMetadata& metadata, int32_t layer, Period silent) {
+  constexpr const char* kName = "attention.sliding_window_pattern";
+  if (!metadata.has(kName)) {
+    if (silent == Period::kAll) return true;
+    return (layer + 1) % static_cast<int32_t>(silent) != 0;
+  }
+  // A number n: every n-th layer sees all positions; or a flag for each layer.
+  if (metadata.file().is_array(metadata.key(kName))) {
+    const auto flags = metadata.file().integers(metadata.key(kName)).value();
+    if (flags.size() != static_cast<size_t>(metadata.integer("block_count", 1, kMaxLayers))) {
+      metadata.refuse(metadata.key(kName), std::to_string(flags.size()) + " flags",
+                      "one for each layer is needed");
+    }
+    return flags[layer] != 0;
+  }
+  const int32_t period = metadata.integer(kName, 0, kMaxLayers);
+  return period == 0 || (layer + 1) % period != 0;
+}
+
+void read_windows(const GgufMetadata& metadata, Period silent, int32_t silent_window,
+                  ModelSpec& spec) {
+  constexpr const char* kName = "attention.sliding_window";
+  const int32_t window = metadata.integer(kName, 0, kMaxContext, silent_window);
+  if (window == 0 || window >= spec.context_length()) return;
+  if (silent == Period::kUnknown && !metadata.has("attention.sliding_window_pattern")) {
+    metadata.refuse(metadata.key(kName), std::to_string(window),
+                    "which layers have the window must be said: " +
+                        metadata.key("attention.sliding_window_pattern") + " is needed");
+  }
+  for (int32_t layer = 0; layer < spec.num_layers(); ++layer) {
+    spec.add_windows(slides(metadata, layer, silent) ? window : 0);
+  }
+}
+
+// ---- architectures ----
+
+void read_llama(const GgufMetadata& metadata, ModelSpec& spec) {
+  read_windows(metadata, Period::kAll, 0, spec);  // Mistral 7B v0.1
+}
+
+void read_plain(const GgufMetadata& metadata, ModelSpec& spec) {
+  read_windows(metadata, Period::kUnknown, 0, spec);
+}
+
+void read_qwen3(const GgufMetadata& metadata, ModelSpec& spec) {
+  read_plain(metadata, spec);
+  spec.set_qk_norm(true);
+}
+
+void read_glm4(const GgufMetadata& metadata, ModelSpec& spec) {
+  read_plain(metadata, spec);
+  spec.set_post_norms(true);
+}
+
+void read_gemma(const GgufMetadata& metadata, ModelSpec& spec) {
+  read_plain(metadata, spec);
+  spec.set_activation(ACTIVATION_GELU_TANH);
+  spec.set_embedding_scale(std::sqrt(spec.hidden_size()));
+}
+
+// What Gemma 2 and 3 have in common. The models of 27 billion parameters, known by their number of
+// layers, divide scores by another width than a head's.
+void read_later_gemma(const GgufMetadata& metadata, Period period, int32_t window,
+                      int32_t layers_of_27b, ModelSpec& spec) {
+  spec.set_activation(ACTIVATION_GELU_TANH);
+  spec.set_embedding_scale(std::sqrt(spec.hidden_size()));
+  spec.set_post_norms(true);
+  read_windows(metadata, period, window, spec);
+  const int32_t width =
+      spec.num_layers() == layers_of_27b ? spec.hidden_size() / spec.num_heads() : spec.head_dim();
+  spec.set_attention_scale(1 / std::sqrt(double(width)));
+}
+
+void read_gemma2(const GgufMetadata& metadata, ModelSpec& spec) {
+  read_later_gemma(metadata, Period::kTwo, kGemma2Window, 46, spec);
+  spec.set_attention_softcap(
+      metadata.number("attn_logit_softcapping", 0, kMaxScalar, kGemma2ScoreCap));
+  spec.set_logit_softcap(
+      metadata.number("final_logit_softcapping", 0, kMaxScalar, kGemma2LogitCap));
+}
+
+void read_gemma3(const GgufMetadata& metadata, ModelSpec& spec) {
+  read_later_gemma(metadata, Period::kSix, 0, 62, spec);
+  spec.set_qk_norm(true);
+  spec.set_attention_softcap(metadata.number("attn_logit_softcapping", 0, kMaxScalar, 0));
+  spec.set_logit_softcap(metadata.number("final_logit_softcapping", 0, kMaxScalar, 0));
+  RopeSpec& local = *spec.mutable_local_rope();  // never scaled
+  local.set_base(
+      metadata.number("rope.freq_base_swa", kMinRopeBase, kMaxRopeBase, kGemma3LocalBase));
+  local.set_rotary_dim(spec.rope().rotary_dim());
+}
+
+struct Architecture {
+  const char* name;
+  void (*read)(const GgufMetadata& metadata, ModelSpec& spec);
+};
+constexpr Architecture kArchitectures[] = {
+    {"llama", read_llama},   {"gemma", read_gemma}, {"gemma2", read_gemma2},
+    {"gemma3", read_gemma3}, {"glm4", read_glm4},   {"qwen3", read_qwen3},
+};
+
+void read_architecture(const GgufMetadata& metadata, const std::string& name, ModelSpec& spec) {
+  for (const Architecture& architecture : kArchitectures) {
+    if (name == architecture.name) return architecture.read(metadata, spec);
+  }
+  read_plain(metadata, spec);
+}
+
+// Settings that change the mathematics and that nothing here has.
+void refuse_unsupported(const GgufMetadata& metadata) {
+  for (const char* name : {"expert_count", "expert_used_count"}) {
+    const int32_t count = metadata.integer(name, 0, kMaxFfn, 0);
+    if (count == 0) continue;
+    metadata.refuse(metadata.key(name), std::to_string(count),
+                    "a model without experts is supported");
+  }
+  for (const char* name : {"attention.clamp_kqv", "attention.max_alibi_bias", "logit_scale",
+                           "residual_scale", "embedding_scale"}) {
+    if (!metadata.has(name)) continue;
+    metadata.refuse(metadata.key(name), "there", "no such setting is supported");
+  }
+  if (!metadata.file().boolean(metadata.key("attention.causal")).value_or(true)) {
+    metadata.refuse(metadata.key("attention.causal"), "false", "causal attention is supported");
+  }
+}
+
+// "chatglm" files come from two checkpoints: ChatGLM's own, whose query, key and value are one
+// tensor, and HF's `glm`, which has them apart.
+const ModelFamily& family_of(const GgufSet& files, const std::string& architecture) {
+  const bool apart = files.find("blk.0.attn_q.weight").tensor != nullptr;
+  return find_family(architecture == "chatglm" && apart ? "glm" : architecture);
+}
+
 }  // namespace
 
 ModelSpec read_gguf_spec(const std::string& path) {
-  const GgufFile file(path);
-  const std::string architecture = file.string("general.architecture").value_or("");
-  const ModelFamily& family = find_family(architecture);
-  const Metadata metadata(file, architecture);
+  const GgufSet files(path);
+  const std::string architecture = files.metadata().string("general.architecture").value_or("");
+  const ModelFamily& family = family_of(files, architecture);
+  const GgufMetadata metadata(files, architecture);
   if (family.gguf.empty()) {
     metadata.refuse("general.architecture", architecture,
                     "this family is read from safetensors only");
   }
-  if (file.integer("split.count").value_or(1) > 1) {
-    metadata.refuse("split.count", std::to_string(*file.integer("split.count")),
-                    "a single file is needed: join the parts with llama-gguf-split --merge");
-  }
-  metadata.require_absent("expert_count", "a model without experts is supported");
-  metadata.require_absent("attention.sliding_window",
-                          "attention over the whole context is supported");
+  refuse_unsupported(metadata);
   ModelSpec spec;
-  spec.set_family(family.name);
   spec.set_name(std::filesystem::path(path).stem().string());
   spec.set_checkpoint_format("gguf");
-  read_dimensions(file, family, metadata, spec);
-  read_rope(file, metadata, spec);
-  spec.set_checkpoint_dtype(checkpoint_dtype(file, family));
-  read_token_ids(file, metadata, spec);
+  read_dimensions(metadata, family, spec);
+  read_parts(files, family, spec);
+  read_gguf_rope(metadata, spec);
+  read_architecture(metadata, architecture, spec);
+  // For files that say it; llama.cpp's own architectures above do not.
+  if (metadata.has("attention.scale")) {
+    spec.set_attention_scale(metadata.number("attention.scale", 1e-6, kMaxScalar, NAN));
+  }
+  spec.set_checkpoint_dtype(checkpoint_dtype(files, family));
+  read_token_ids(metadata, spec);
   if (family.gguf_permutes_qk && spec.rope().rotary_dim() != spec.head_dim()) {
     metadata.refuse("rope.dimension_count", std::to_string(spec.rope().rotary_dim()),
                     "all " + std::to_string(spec.head_dim()) + " channels of a head are needed");

@@ -324,6 +324,13 @@ const GgufFile::Value* GgufFile::find(std::string_view key) const {
   return entry == metadata_.end() ? nullptr : &entry->second;
 }
 
+bool GgufFile::is_array(std::string_view key) const {
+  const Value* value = find(key);
+  return value != nullptr && (std::holds_alternative<std::vector<std::string>>(*value) ||
+                              std::holds_alternative<std::vector<int64_t>>(*value) ||
+                              std::holds_alternative<std::vector<double>>(*value));
+}
+
 template <typename T>
 std::optional<T> GgufFile::get(std::string_view key, const char* needed) const {
   const Value* value = find(key);

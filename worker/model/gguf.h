@@ -31,6 +31,8 @@ class GgufFile {
   explicit GgufFile(const std::string& path);
 
   // Metadata by key; nullopt where the key is absent, kInvalidArgument where its type is another.
+  bool has(std::string_view key) const { return find(key) != nullptr; }
+  bool is_array(std::string_view key) const;
   std::optional<int64_t> integer(std::string_view key) const;
   std::optional<double> number(std::string_view key) const;
   std::optional<bool> boolean(std::string_view key) const;

@@ -33,6 +33,10 @@ std::vector<WeightRule> glm_rules() {
   return fused(llama_safetensors_rules(), "model.layers.{}.mlp.gate_up_proj.weight");
 }
 
+std::vector<WeightRule> glm_gguf_rules() {
+  return fused(llama_gguf_rules(), "blk.{}.ffn_up.weight");
+}
+
 // post_attention_layernorm is the norm before the FFN here too, its name notwithstanding.
 std::vector<WeightRule> post_norm_rules() {
   return {
@@ -50,7 +54,7 @@ const ModelFamily kGlm = {
     .pairing = ROPE_PAIRING_ADJACENT,
     .read_config = read_glm,
     .safetensors = glm_rules(),
-    .gguf = {},  // llama.cpp writes these models as "chatglm"
+    .gguf = glm_gguf_rules(),  // of files that call themselves "chatglm"
     .layer_module = "model.layers.{}",
 };
 
@@ -59,7 +63,7 @@ const ModelFamily kGlm4 = {
     .pairing = ROPE_PAIRING_ADJACENT,
     .read_config = read_glm4,
     .safetensors = joined(glm_rules(), post_norm_rules()),
-    .gguf = joined(fused(llama_gguf_rules(), "blk.{}.ffn_up.weight"), post_norm_gguf_rules()),
+    .gguf = joined(glm_gguf_rules(), post_norm_gguf_rules()),
     .layer_module = "model.layers.{}",
 };
 
