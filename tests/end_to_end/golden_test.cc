@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cctype>
 #include <cmath>
 #include <cstring>
 #include <ostream>
@@ -25,8 +26,8 @@ constexpr double kBf16RowError = 4e-2;     // relative norm of a row
 constexpr uint64_t kSequence = 1;          // the one that is looked at
 
 struct Case {
-  const char* checkpoint;
-  const char* dtype;
+  std::string checkpoint;
+  std::string dtype;
   int tp;
 };
 
@@ -35,9 +36,11 @@ void PrintTo(const Case& param, std::ostream* out) {
 }
 
 std::string case_name(const testing::TestParamInfo<Case>& info) {
-  std::string name = std::string(info.param.checkpoint) + "_" + info.param.dtype + "_tp" +
-                     std::to_string(info.param.tp);
-  std::replace(name.begin(), name.end(), '-', '_');
+  std::string name =
+      info.param.checkpoint + "_" + info.param.dtype + "_tp" + std::to_string(info.param.tp);
+  for (char& letter : name) {
+    if (std::isalnum(static_cast<unsigned char>(letter)) == 0) letter = '_';
+  }
   return name;
 }
 
@@ -65,7 +68,8 @@ struct Difference {
   double relative() const { return std::sqrt(square / reference_square); }
 };
 
-void compare_logits(const ReferencePrompt& prompt, const Logits& logits, bool fp32) {
+// Returns the largest absolute error of a logit.
+double compare_logits(const ReferencePrompt& prompt, const Logits& logits, bool fp32) {
   const auto length = static_cast<int32_t>(prompt.prompt.size());
   Difference whole;
   const auto compare_row = [&](int32_t position, const float* reference) {
@@ -87,7 +91,7 @@ void compare_logits(const ReferencePrompt& prompt, const Logits& logits, bool fp
   } else if (!prompt.last_logits.empty()) {
     compare_row(length - 1, prompt.last_logits.data());
   }
-  ASSERT_FALSE(prompt.top_ids.empty());
+  EXPECT_FALSE(prompt.top_ids.empty());
   for (size_t index = 0; index < prompt.top_ids.size() && fp32; ++index) {
     EXPECT_NEAR(last[static_cast<size_t>(prompt.top_ids[index])], prompt.top_logits[index],
                 kFp32Error);
@@ -95,15 +99,16 @@ void compare_logits(const ReferencePrompt& prompt, const Logits& logits, bool fp
   if (!fp32 && whole.reference_square > 0) {
     EXPECT_LE(whole.relative(), kBf16PromptError);
   }
+  return whole.max_abs;
 }
 
-// Forced decoding: at each step our best must be the reference's until a margin is within
+// Forced decoding: at each step our best must be the reference's where the margin is not within
 // tolerance.
 int compare_greedy(const ReferencePrompt& prompt, const Logits& logits, double tolerance) {
   const auto length = static_cast<int32_t>(prompt.prompt.size());
   int compared = 0;
   for (size_t step = 0; step < prompt.greedy.size(); ++step) {
-    if (prompt.margins[step] < tolerance) break;
+    if (prompt.margins[step] < tolerance) continue;
     const std::vector<float>& row = logits.at({kSequence, length - 1 + static_cast<int32_t>(step)});
     const auto best = std::max_element(row.begin(), row.end()) - row.begin();
     EXPECT_EQ(best, prompt.greedy[step]) << "step " << step;
@@ -129,8 +134,9 @@ TEST_P(Golden, EverySplitChunkAndCompany) {
   const auto path = find_checkpoint(param.checkpoint);
   if (!path) GTEST_SKIP() << param.checkpoint << " is neither in ../shared nor in tests/data";
   const ModelSpec model = read_model_spec(*path);
+  if (param.tp > model.num_heads()) GTEST_SKIP() << "it has " << model.num_heads() << " heads";
   // fp16 holds these weights exactly and computes in fp32.
-  const bool fp32 = std::string(param.dtype) != "bf16";
+  const bool fp32 = param.dtype != "bf16";
   int compared = 0;
   for (const ReferencePrompt& prompt : read_reference(param.checkpoint)) {
     const std::vector<int32_t> tokens = forced_tokens(prompt);
@@ -144,9 +150,9 @@ TEST_P(Golden, EverySplitChunkAndCompany) {
       return run_local(options, make_script(model, tokens, length, chunk, company));
     };
     const Logits base = run(1, 0, 0);
-    compare_logits(prompt, base, fp32);
-    compared += compare_greedy(prompt, base, fp32 ? 2 * kFp32Error : 0.3);
-    for (const int pp : {1, 2, 3}) {
+    const double error = compare_logits(prompt, base, fp32);
+    compared += compare_greedy(prompt, base, 4 * (fp32 ? kFp32Error : error));
+    for (int pp = 1; pp <= std::min(3, model.num_layers()); ++pp) {
       for (const int32_t chunk : {0, 5}) {
         for (const int32_t company : {0, 7}) {
           if (pp == 1 && chunk == 0 && company == 0) continue;
@@ -158,19 +164,17 @@ TEST_P(Golden, EverySplitChunkAndCompany) {
     }
   }
   // Of stories260k only the least margin is known, too small for bf16.
-  if (fp32) {
+  if (fp32 || param.checkpoint != "stories260k") {
     EXPECT_GT(compared, 0) << "no greedy step could be compared";
   }
 }
 
 std::vector<Case> all_cases() {
   std::vector<Case> cases;
-  for (const char* checkpoint :
-       {"tiny-chatglm3", "tiny-chatglm3-fp32", "tiny-chatglm3-fp16-sharded", "tiny-llama3",
-        "tiny-qwen2", "tiny-glm", "stories260k"}) {
+  for (const std::string& checkpoint : golden_checkpoints()) {
     for (const char* dtype : {"fp32", "bf16", "fp16"}) {
       // stories260k was trained in fp32: fp16 does not hold its weights exactly.
-      if (checkpoint == std::string("stories260k") && dtype == std::string("fp16")) continue;
+      if (checkpoint == "stories260k" && dtype == std::string("fp16")) continue;
       for (const int tp : {1, 2, 3, 4}) cases.push_back({checkpoint, dtype, tp});
     }
   }

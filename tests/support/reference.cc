@@ -1,16 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tests/support/reference.h"
 
-#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <stdexcept>
 
 namespace trireme {
 namespace {
 
+namespace fs = std::filesystem;
 using nlohmann::json;
+
+constexpr const char* kFolders[] = {"/../shared/data/models/", "/tests/data/"};
 
 // fp32 tensors of a safetensors file, by name. The files are ours: what is wrong with one is a bug.
 class ReferenceTensors {
@@ -50,19 +53,44 @@ std::vector<T> array_of(const json& object, std::initializer_list<const char*> k
   return {};
 }
 
-}  // namespace
-
-std::optional<std::string> find_checkpoint(const std::string& name) {
-  for (const char* folder : {"/../shared/data/models/", "/tests/data/"}) {
-    const std::string path = std::string(TRIREME_SOURCE_DIR) + folder + name;
-    if (std::filesystem::exists(path + "/config.json")) return path;
+// The folder whose ref.json is that of `name`.
+std::optional<std::string> find_reference(std::string name) {
+  while (!name.empty()) {
+    const auto folder = find_checkpoint(name);
+    if (folder && fs::exists(*folder + "/ref.json")) return folder;
+    const size_t dash = name.rfind('-');
+    name.resize(dash == std::string::npos ? 0 : dash);
   }
   return std::nullopt;
 }
 
+}  // namespace
+
+std::optional<std::string> find_checkpoint(const std::string& name) {
+  for (const char* folder : kFolders) {
+    const std::string path = std::string(TRIREME_SOURCE_DIR) + folder + name;
+    if (fs::exists(path + "/config.json")) return path;
+  }
+  return std::nullopt;
+}
+
+std::vector<std::string> golden_checkpoints() {
+  std::set<std::string> names = {"stories260k", "tiny-chatglm3-fp32"};
+  for (const char* folder : kFolders) {
+    const std::string path = std::string(TRIREME_SOURCE_DIR) + folder;
+    if (!fs::exists(path)) continue;
+    for (const auto& entry : fs::directory_iterator(path)) {
+      const std::string name = entry.path().filename().string();
+      if (name.starts_with("tiny-") && find_checkpoint(name) && find_reference(name)) {
+        names.insert(name);
+      }
+    }
+  }
+  return {names.begin(), names.end()};
+}
+
 std::vector<ReferencePrompt> read_reference(const std::string& checkpoint_name) {
-  const bool chatglm3 = checkpoint_name.starts_with("tiny-chatglm3");
-  const auto folder = find_checkpoint(chatglm3 ? "tiny-chatglm3" : checkpoint_name);
+  const auto folder = find_reference(checkpoint_name);
   if (!folder) throw std::runtime_error("no reference for " + checkpoint_name);
   std::ifstream file(*folder + "/ref.json");
   const json reference = json::parse(file);
