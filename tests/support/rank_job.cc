@@ -115,12 +115,32 @@ std::vector<Assign> make_assignments(const RankJobOptions& options) {
   return assigns;
 }
 
+namespace {
+
+// What a rank allocates is what the plan predicted, byte for byte.
+void check_bytes(const Assign& assign, const Stage& stage) {
+  const ShardSpec& shard =
+      assign.placement().replicas(0).stages(assign.stage()).shards(assign.tp_rank());
+  const auto check = [](const char* what, uint64_t predicted, uint64_t allocated) {
+    if (predicted == allocated) return;
+    throw std::runtime_error(std::string(what) + ": " + std::to_string(predicted) +
+                             " bytes are predicted, " + std::to_string(allocated) +
+                             " are allocated");
+  };
+  check("weights", shard.weight_bytes(), stage.weight_bytes());
+  check("KV", shard.kv_bytes(), stage.kv_bytes());
+  check("activations", shard.activation_bytes(), stage.activation_bytes());
+}
+
+}  // namespace
+
 Logits run_rank(const Assign& assign, const std::vector<MicroBatch>& script, Transport& transport) {
   check_assignment(assign);
   const auto backend =
       make_backend({.device = "cpu", .threads = assign.threads(), .isa = assign.isa()});
   const auto checkpoint = Checkpoint::open(assign.model_path());
   Stage stage(assign, *checkpoint, *backend, transport, [](uint64_t) {});
+  check_bytes(assign, stage);
   Logits logits;
   // Every rank of the last stage takes part in the head; the reporter alone is called.
   stage.observe_logits([&](uint64_t sequence, int32_t position, std::span<const float> row) {
