@@ -19,7 +19,8 @@ SAME_BITS = [
 ]
 OTHER_SUMS = [(["--tp", "2"], 1), (["--tp", "3", "--max_batch_tokens", "7"], 1),
               (["--tp", "2", "--pp", "2"], 1), (["--tp", "3"], 4)]
-MODELS = [("tiny-llama3", "fp32"), ("tiny-qwen2", "bf16")]
+MODELS = [("tiny-llama3", "fp32"), ("tiny-qwen2", "bf16"), ("tiny-gemma2", "fp32"),
+          ("tiny-chatglm3-prefix", "bf16")]
 PROMPTS = 24
 SAMPLINGS = [
     {"temperature": 1.0},
