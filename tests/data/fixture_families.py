@@ -141,6 +141,11 @@ def family_llama():
             stored="float16",
             felt=(("rope_parameters", rope(10000.0)), ("rms_norm_eps", 2e-5)),
         ),
+        # Biases behind sums over the ranks, which must be added once.
+        "tiny-llama-bias": Fixture(
+            llama(6, 2, None, rope(10000.0), attention_bias=True, mlp_bias=True),
+            llama_tokenizer("LlamaTokenizer"),
+        ),
         "tiny-llama-yarn": Fixture(
             llama(5, 1, 16, yarn, hidden=40, max_position_embeddings=64, **ids),
             byte_bpe("tiny-llama3", "<|begin_of_text|>"),
