@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cmath>
 #include <functional>
 #include <limits>
@@ -53,6 +54,41 @@ void check_spec(const DrawSpec& spec) {
     refuse_spec(std::to_string(spec.biases_size()) + " biases for " +
                 std::to_string(spec.bias_ids_size()) + " ids");
   }
+}
+
+using Candidate = Sampler::Candidate;
+
+// Buckets of candidates by weight, best first: 16 of each factor of two.
+constexpr size_t kBuckets = 1024;
+size_t bucket_of(double weight) {
+  const uint64_t below = std::bit_cast<uint64_t>(1.0) - std::bit_cast<uint64_t>(weight);
+  return std::min(static_cast<size_t>(below >> 48), kBuckets - 1);
+}
+
+// Copies what is kept to `to`, which may be where it comes from, in its order, and counts it.
+// Without a branch, which no processor could foresee. REQUIRES: room for all.
+template <class Predicate>
+size_t keep_if(std::span<const Candidate> from, Candidate* to, Predicate predicate) {
+  size_t count = 0;
+  for (const Candidate& one : from) {
+    to[count] = one;
+    count += predicate(one) ? 1 : 0;
+  }
+  return count;
+}
+
+// Lanes, for one sum would wait for each addition.
+double sum_of(std::span<const Candidate> candidates) {
+  std::array<double, 4> lanes{};
+  size_t index = 0;
+  for (; index + lanes.size() <= candidates.size(); index += lanes.size()) {
+    for (size_t lane = 0; lane < lanes.size(); ++lane) {
+      lanes[lane] += candidates[index + lane].weight;
+    }
+  }
+  double sum = (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]);
+  for (; index < candidates.size(); ++index) sum += candidates[index].weight;
+  return sum;
 }
 
 // Eight lanes, for one would wait for each comparison.
@@ -156,23 +192,35 @@ void Sampler::penalise(const DrawSpec& spec, std::span<const int32_t> history) {
   }
 }
 
-// Cuts candidates_, whose weights sum up to `total`, to its best that reach the share top_p.
-void Sampler::keep_nucleus(double top_p, double total) {
-  const auto better = [](const Candidate& a, const Candidate& b) {
-    return a.weight != b.weight ? a.weight > b.weight : a.id < b.id;
-  };
+// Cuts candidates_ to the best of them that reach the share top_p.
+void Sampler::keep_nucleus(double top_p) {
+  const double total = sum_of(candidates_);
+  double needed = top_p * total;
   // Those below the cut-off do not make up 1 - top_p all together: the boundary lies above it.
   // The best one's weight is 1, which rounding must not cut off.
   const double cutoff =
       std::min(1.0, (1 - top_p) * total / static_cast<double>(candidates_.size()));
-  heads_.clear();
-  for (const Candidate& one : candidates_) {
-    if (one.weight >= cutoff) heads_.push_back(one);
+  if (heads_.size() < candidates_.size()) heads_.resize(candidates_.size());
+  size_t num_heads = keep_if(candidates_, heads_.data(),
+                             [cutoff](const Candidate& one) { return one.weight >= cutoff; });
+
+  // Which bucket has the boundary in it, then which candidate: by halves, as a quickselect.
+  masses_.assign(kBuckets, 0);
+  for (size_t index = 0; index < num_heads; ++index) {
+    masses_[bucket_of(heads_[index].weight)] += heads_[index].weight;
   }
-  // Halves of halves, as a quickselect by weight.
+  size_t bucket = bucket_of(1);
+  const size_t last_bucket = bucket_of(cutoff);
+  while (bucket < last_bucket && masses_[bucket] < needed) needed -= masses_[bucket++];
+  if (masses_[bucket] < needed) needed = masses_[bucket];  // rounding has led past the last one
+  while (masses_[bucket] == 0) needed = masses_[--bucket];
+  num_heads = keep_if(std::span(heads_).first(num_heads), heads_.data(),
+                      [bucket](const Candidate& one) { return bucket_of(one.weight) == bucket; });
+  const auto better = [](const Candidate& a, const Candidate& b) {
+    return a.weight != b.weight ? a.weight > b.weight : a.id < b.id;
+  };
   auto begin = heads_.begin();
-  auto end = heads_.end();
-  double needed = top_p * total;
+  auto end = begin + static_cast<std::ptrdiff_t>(num_heads);
   while (end - begin > 1) {
     const auto middle = begin + (end - begin) / 2;
     std::nth_element(begin, middle, end, better);
@@ -185,8 +233,10 @@ void Sampler::keep_nucleus(double top_p, double total) {
       begin = middle;
     }
   }
-  std::erase_if(candidates_,
-                [&, last = *begin](const Candidate& one) { return better(last, one); });
+  candidates_.resize(
+      keep_if(candidates_, candidates_.data(), [last = *begin](const Candidate& one) {
+        return (one.weight > last.weight) | ((one.weight == last.weight) & (one.id <= last.id));
+      }));
 }
 
 void Sampler::keep(const DrawSpec& spec) {
@@ -204,16 +254,16 @@ void Sampler::keep(const DrawSpec& spec) {
   if (spec.top_k() > 0 && static_cast<size_t>(spec.top_k()) < scores.size()) {
     least = kth_best(scores, static_cast<size_t>(spec.top_k()), best_);
   }
-  double total = 0;
   for (size_t id = 0; id < scores.size(); ++id) {
     if (scores[id] < least) continue;
     const double weight = std::exp((scores[id] - best) / spec.temperature());
     candidates_.push_back({weight, static_cast<int32_t>(id)});
-    total += weight;
   }
-  if (spec.top_p() < 1) keep_nucleus(spec.top_p(), total);
+  if (spec.top_p() < 1) keep_nucleus(spec.top_p());
   if (spec.min_p() > 0) {
-    std::erase_if(candidates_, [&](const Candidate& one) { return one.weight < spec.min_p(); });
+    candidates_.resize(keep_if(candidates_, candidates_.data(), [&spec](const Candidate& one) {
+      return one.weight >= spec.min_p();
+    }));
   }
 }
 
@@ -251,14 +301,16 @@ std::span<const Sampler::Candidate> Sampler::candidates(std::span<const float> l
 void Sampler::draw(std::span<const float> logits, const DrawSpec& spec, int32_t position,
                    std::span<const int32_t> history, SampledToken& result) {
   const std::span<const Candidate> left = candidates(logits, spec, history);
-  double total = 0;
-  for (const Candidate& one : left) total += one.weight;
-  const double target = uniform_draw(spec.seed(), position) * total;
+  const double target = uniform_draw(spec.seed(), position) * sum_of(left);
   double sum = 0;
-  size_t index = 0;
-  // It ends: a draw is below 1, and the same terms in the same order have the same sum.
-  while ((sum += left[index].weight) <= target) ++index;
-  result.set_token(left[index].id);
+  int32_t drawn = 0;
+  // Rounding may leave the sum short of a draw near 1: then it is the last that could be drawn.
+  for (const Candidate& one : left) {
+    if (one.weight > 0) drawn = one.id;
+    sum += one.weight;
+    if (sum > target) break;
+  }
+  result.set_token(drawn);
   if (spec.logprobs() > 0) report(logits, spec.logprobs(), result);
 }
 

@@ -51,14 +51,14 @@ class Sampler {
   void adjust(const DrawSpec& spec, std::span<const int32_t> history);
   void penalise(const DrawSpec& spec, std::span<const int32_t> history);
   void keep(const DrawSpec& spec);
-  void keep_nucleus(double top_p, double total);
+  void keep_nucleus(double top_p);
   void report(std::span<const float> logits, int32_t count, SampledToken& result);
 
   int32_t logical_vocab_size_;
   // Scratch that keeps its capacity.
   std::vector<double> scores_;
   std::vector<int32_t> counts_;  // of each id; all zero between draws
-  std::vector<double> best_;
+  std::vector<double> best_, masses_;
   std::vector<Candidate> candidates_, heads_;
   std::vector<int32_t> order_;
 };
