@@ -161,6 +161,19 @@ class EngineTest : public testing::Test {
     return result;
   }
 
+  // Those of one request, and where they go.
+  std::pair<std::vector<std::shared_ptr<RecordingSink>>, std::vector<Request>> answers(
+      const std::string& id, int count) {
+    std::vector<std::shared_ptr<RecordingSink>> sinks;
+    std::vector<Request> requests;
+    for (int index = 0; index < count; ++index) {
+      requests.push_back(request(id));
+      requests.back().index = index;
+      sinks.push_back(std::static_pointer_cast<RecordingSink>(requests.back().sink));
+    }
+    return {std::move(sinks), std::move(requests)};
+  }
+
   void turn() {
     while (engine_->tick(now_)) {
     }

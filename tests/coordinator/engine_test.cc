@@ -130,6 +130,86 @@ TEST_F(EngineTest, AFullQueueRefusesAtOnce) {
   expect_error(Code::kResourceExhausted, "8 are queued", [&] { submit("more"); });
 }
 
+// ---- several answers to one request ----
+
+TEST_F(EngineTest, AnswersEndOneByOneAndTheIdIsFreeAfterTheLast) {
+  make(1);
+  auto [sinks, answers] = this->answers("r", 3);
+  sinks[1]->enough = 2;
+  engine_->submit(std::move(answers));
+  turn();
+  EXPECT_EQ(engine_->load().running(), 3);
+  for (int i = 0; i < 4; ++i) answer_all(7);
+  EXPECT_EQ(sinks[1]->end, "stop");
+  EXPECT_EQ(sinks[0]->end, "");
+  expect_error(Code::kAlreadyExists, "its id r", [&] { submit("r"); });
+  EXPECT_FALSE(engine_->wait_idle(milliseconds(0)));
+  for (int i = 0; i < 8; ++i) answer_all(7);
+  for (const int index : {0, 2}) {
+    EXPECT_EQ(sinks[index]->end, "length");
+    EXPECT_EQ(sinks[index]->tokens.size(), 10u);
+  }
+  EXPECT_TRUE(engine_->wait_idle(milliseconds(0)));
+  EXPECT_EQ(engine_->load().blocks_free(), 16);
+  submit("r");
+}
+
+TEST_F(EngineTest, TheQueueTakesAllAnswersOrNone) {
+  for (int i = 0; i < 6; ++i) submit("r" + std::to_string(i));  // eight may wait
+  expect_error(Code::kResourceExhausted, "6 are queued, --max_queue allows 8 and it asks for 3",
+               [&] { engine_->submit(answers("more", 3).second); });
+  EXPECT_EQ(engine_->load().waiting(), 0);  // not published yet
+  turn();
+  EXPECT_EQ(engine_->load().running() + engine_->load().waiting(), 6);
+  engine_->submit(answers("some", 8).second);
+  turn();
+  EXPECT_EQ(engine_->load().running() + engine_->load().waiting(), 14);
+}
+
+TEST_F(EngineTest, CancelEndsAllAnswers) {
+  auto [sinks, answers] = this->answers("r", 6);  // four run in each replica
+  engine_->submit(std::move(answers));
+  turn();
+  answer_all(7);
+  engine_->cancel("r");
+  turn();
+  answer_all(7);
+  EXPECT_EQ(engine_->load().running() + engine_->load().waiting(), 0);
+  EXPECT_EQ(engine_->load().blocks_free(), 32);
+  for (const auto& sink : sinks) EXPECT_EQ(sink->end, "");
+}
+
+TEST_F(EngineTest, AnErrorOfOneAnswerIsTheErrorOfAll) {
+  auto [sinks, answers] = this->answers("r", 4);  // two in each replica
+  engine_->submit(std::move(answers));
+  turn();
+  answer_all(7);
+  channel_.report(1, ChannelEvent::Kind::kClosed, "killed");
+  turn();
+  for (const auto& sink : sinks) {
+    EXPECT_EQ(sink->end, "UNAVAILABLE");
+    EXPECT_NE(sink->error.find("rank 1 (host a, stage 0)"), std::string::npos) << sink->error;
+  }
+  answer_all(7);
+  EXPECT_TRUE(engine_->wait_idle(milliseconds(0)));
+  EXPECT_EQ(engine_->load().blocks_free(), 16);
+
+  auto [late, expiring] = this->answers("late", 3);
+  for (Request& answer : expiring) answer.deadline = now_ + milliseconds(5);
+  engine_->submit(std::move(expiring));
+  turn();
+  now_ += milliseconds(6);
+  turn();
+  for (const auto& sink : late) EXPECT_EQ(sink->end, "DEADLINE_EXCEEDED");
+
+  auto [last, lost] = this->answers("lost", 3);  // in the inbox when the last replica goes
+  channel_.report(3, ChannelEvent::Kind::kClosed, "killed");
+  engine_->submit(std::move(lost));
+  turn();
+  for (const auto& sink : last) EXPECT_EQ(sink->end, "UNAVAILABLE");
+  EXPECT_TRUE(engine_->wait_idle(milliseconds(0)));
+}
+
 TEST_F(EngineTest, TheReplicaWithLessToDoIsChosen) {
   submit("big", 20, 20);
   submit("small", 2, 2);

@@ -163,6 +163,50 @@ TEST(Generation, PassesLogprobsAndErrors) {
   EXPECT_EQ(recorder.error, "UNAVAILABLE: lost");
 }
 
+TEST(Generation, EveryEventSaysWhichAnswerItIsOf) {
+  const ListTokenizer tokenizer({"<s>", "a", "\xE3"});
+  Recorder recorder;
+  GenerationOptions options;
+  options.index = 3;
+  generate(tokenizer, options, {1, 2}, recorder);
+  ASSERT_EQ(recorder.deltas.size(), 3u);  // the last is of the bytes held back
+  for (const v1::Delta& delta : recorder.deltas) EXPECT_EQ(delta.index(), 3);
+  EXPECT_EQ(recorder.finished[0].index(), 3);
+}
+
+TEST(Generation, StopStringsDoNotCountBeforeMinTokens) {
+  const ListTokenizer tokenizer({"<s>", "ab", "c"});
+  struct Row {
+    int32_t min_tokens;
+    std::string text;
+    size_t num_tokens;
+  };
+  // "ab" ends with tokens 1, 3, 5 and so on.
+  for (const Row& row : std::vector<Row>{
+           {0, "", 1}, {1, "abc", 3}, {2, "abc", 3}, {3, "abcabc", 5}, {6, "abcabcabc", 7}}) {
+    Recorder recorder;
+    GenerationOptions options;
+    options.stop = {"ab"};
+    options.min_tokens = row.min_tokens;
+    generate(tokenizer, options, {1, 2, 1, 2, 1, 2, 1, 2}, recorder);
+    EXPECT_EQ(recorder.text, row.text) << row.min_tokens;
+    EXPECT_EQ(recorder.ids.size(), row.num_tokens) << row.min_tokens;
+    EXPECT_EQ(recorder.finished[0].matched_stop(), "ab");
+  }
+}
+
+// It may begin before.
+TEST(Generation, AStopStringThatEndsBehindMinTokensCounts) {
+  const ListTokenizer tokenizer({"<s>", "ab", "c"});
+  Recorder recorder;
+  GenerationOptions options;
+  options.stop = {"abc"};
+  options.min_tokens = 1;
+  generate(tokenizer, options, {1, 2, 1, 2}, recorder);
+  EXPECT_EQ(recorder.text, "");
+  EXPECT_EQ(recorder.ids.size(), 2u);
+}
+
 TEST(Generation, RefusesAnEmptyStopString) {
   const std::vector<std::string> stops = {"a", ""};
   EXPECT_THROW(StopStrings{stops}, Error);
@@ -183,10 +227,15 @@ TEST(StopStrings, AgreeWithAPlainSearchHoweverTheTextIsCut) {
     std::vector<std::string> stops(below(4));
     for (std::string& stop : stops) stop = word(1 + below(7));
 
+    // What ends in the first bytes does not count.
+    const size_t silent = round % 2 == 0 ? 0 : below(20);
     size_t end = std::string::npos;
     std::string expected_stop;
     for (const std::string& stop : stops) {
-      const size_t found = text.find(stop);
+      size_t found = text.find(stop);
+      while (found != std::string::npos && found + stop.size() <= silent) {
+        found = text.find(stop, found + 1);
+      }
       if (found == std::string::npos) continue;
       const size_t stop_end = found + stop.size();
       if (stop_end > end) continue;
@@ -201,8 +250,9 @@ TEST(StopStrings, AgreeWithAPlainSearchHoweverTheTextIsCut) {
     size_t longest = 0;
     for (const std::string& stop : stops) longest = std::max(longest, stop.size());
     for (size_t begin = 0; begin < text.size() && matcher.matched() == nullptr;) {
-      const size_t size = below(5);
-      got += matcher.push(std::string_view(text).substr(begin, size));
+      const bool counts = begin >= silent;
+      const size_t size = counts ? below(5) : std::min(below(5), silent - begin);
+      got += matcher.push(std::string_view(text).substr(begin, size), counts);
       begin = std::min(text.size(), begin + size);
       if (matcher.matched() == nullptr) {
         EXPECT_TRUE(begin - got.size() <= longest);

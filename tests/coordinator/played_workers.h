@@ -107,7 +107,10 @@ class PlayedWorkers : public Channel {
       const int last = chunk.token_ids_size() - 1;
       SampledToken& token = *result.add_tokens();
       token.set_sequence(chunk.sequence());
-      token.set_token(next_token(chunk.token_ids(last), chunk.position() + last));
+      // As continuation() says; with a temperature of its own the seed counts too.
+      const bool seeded = chunk.draw().temperature() != 1;
+      const int32_t seed = seeded ? static_cast<int32_t>(chunk.draw().seed() % 1000) : 0;
+      token.set_token(next_token(chunk.token_ids(last), chunk.position() + last + seed));
       for (int32_t i = 0; i < chunk.draw().logprobs(); ++i) {
         TokenLogprob& logprob = *token.add_logprobs();
         logprob.set_id(i);

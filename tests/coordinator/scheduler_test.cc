@@ -77,6 +77,69 @@ class Pipeline {
   std::deque<MicroBatch> in_flight_;
 };
 
+TEST(Scheduler, SaysHowToDraw) {
+  Scheduler scheduler(options(1, 10));
+  SamplingParams sampling;
+  sampling.min_p = 0.1;
+  sampling.repetition_penalty = 1.2;
+  sampling.frequency_penalty = -0.5;
+  sampling.presence_penalty = 0.25;
+  sampling.logit_bias = {{4, -100}, {9, 2.5}};
+  sampling.min_tokens = 2;
+  sampling.banned_ids = {7, 8};
+  scheduler.add(5, prompt(3), sampling);
+  scheduler.add(6, prompt(3), SamplingParams());
+  for (int32_t num_output = 0; num_output < 4; ++num_output) {
+    const MicroBatch batch = scheduler.next().value();
+    const DrawSpec& draw = batch.chunks(0).draw();
+    EXPECT_EQ(draw.min_p(), 0.1);
+    EXPECT_EQ(draw.repetition_penalty(), 1.2);
+    EXPECT_EQ(draw.frequency_penalty(), -0.5);
+    EXPECT_EQ(draw.presence_penalty(), 0.25);
+    EXPECT_EQ(draw.num_prompt(), 3);
+    ASSERT_EQ(draw.bias_ids_size(), 2);
+    EXPECT_EQ(draw.bias_ids(1), 9);
+    EXPECT_EQ(draw.biases(1), 2.5);
+    // Two tokens first.
+    EXPECT_EQ(draw.banned_ids_size(), num_output < 2 ? 2 : 0) << num_output;
+    // Nothing is sent of what is off.
+    const DrawSpec& plain = batch.chunks(1).draw();
+    EXPECT_LE(plain.ByteSizeLong(), 20u) << plain.ShortDebugString();
+    scheduler.complete(answer(batch));
+  }
+}
+
+// A reporter that keeps to this has never more histories than sequences run.
+TEST(Scheduler, ReleasesHistoriesOfWhatRunsNoMore) {
+  Scheduler scheduler(options(1, 4));  // two sequences of eight tokens
+  SamplingParams penalties;
+  penalties.presence_penalty = 1;
+  scheduler.add(1, prompt(6), penalties);
+  scheduler.add(2, prompt(3), penalties);
+  scheduler.add(3, prompt(1), SamplingParams());
+  scheduler.add(4, prompt(14), penalties);  // waits: never dispatched
+  const auto released = [](const MicroBatch& batch) {
+    return Ids(batch.released().begin(), batch.released().end());
+  };
+  Pipeline pipeline(scheduler);
+  std::vector<Ids> all;
+  for (int step = 0; step < 12 && pipeline.num_drawn[1] < 9; ++step) {
+    const MicroBatch batch = pipeline.step().value();
+    if (!batch.released().empty()) all.push_back(released(batch));
+  }
+  // The younger two were preempted when the eldest needed their blocks; the third has no history.
+  EXPECT_EQ(all, std::vector<Ids>{{2}});
+  scheduler.drop(4);
+  scheduler.drop(1);
+  scheduler.drop(1);
+  const MicroBatch batch = pipeline.step().value();
+  EXPECT_EQ(released(batch), Ids{1});
+  EXPECT_EQ(sequences(batch), (Ids{2, 3}));  // again, from position 0
+  EXPECT_EQ(batch.chunks(0).position(), 0);
+  EXPECT_EQ(batch.chunks(0).draw().num_prompt(), 3);  // its output is no prompt now
+  EXPECT_GT(batch.chunks(0).token_ids_size(), 3);
+}
+
 TEST(Scheduler, CutsAPromptIntoChunksAndSamplesAtItsEnd) {
   SchedulerOptions small = options(1, 10);
   small.max_batch_tokens = 10;

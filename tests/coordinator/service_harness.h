@@ -147,19 +147,21 @@ struct Seen {
   grpc::Status status;
 };
 
+inline void note(const v1::GenerateReply& reply, Seen& seen) {
+  if (seen.finished) seen.after_finished = true;
+  if (reply.has_finished()) seen.finished = reply.finished();
+  if (!reply.has_delta()) return;
+  ++seen.num_deltas;
+  seen.ids.insert(seen.ids.end(), reply.delta().token_ids().begin(),
+                  reply.delta().token_ids().end());
+  seen.text += reply.delta().text();
+  seen.num_logprobs += reply.delta().logprobs_size();
+}
+
 inline Seen read_all(grpc::ClientReaderInterface<v1::GenerateReply>& reader) {
   Seen seen;
   v1::GenerateReply reply;
-  while (reader.Read(&reply)) {
-    if (seen.finished) seen.after_finished = true;
-    if (reply.has_finished()) seen.finished = reply.finished();
-    if (!reply.has_delta()) continue;
-    ++seen.num_deltas;
-    seen.ids.insert(seen.ids.end(), reply.delta().token_ids().begin(),
-                    reply.delta().token_ids().end());
-    seen.text += reply.delta().text();
-    seen.num_logprobs += reply.delta().logprobs_size();
-  }
+  while (reader.Read(&reply)) note(reply, seen);
   seen.status = reader.Finish();
   return seen;
 }
@@ -174,6 +176,33 @@ inline v1::GenerateRequest ids_request(const std::vector<int32_t>& ids, int max_
 inline Seen generate(v1::Inference::Stub& stub, const v1::GenerateRequest& request) {
   grpc::ClientContext context;
   return read_all(*stub.Generate(&context, request));
+}
+
+// What it saw of each of the n answers.
+inline std::vector<Seen> generate_all(v1::Inference::Stub& stub,
+                                      const v1::GenerateRequest& request) {
+  grpc::ClientContext context;
+  const auto reader = stub.Generate(&context, request);
+  std::vector<Seen> seen;
+  v1::GenerateReply reply;
+  while (reader->Read(&reply)) {
+    const int32_t index = reply.has_delta() ? reply.delta().index() : reply.finished().index();
+    if (static_cast<size_t>(index) >= seen.size()) seen.resize(static_cast<size_t>(index) + 1);
+    note(reply, seen[static_cast<size_t>(index)]);
+  }
+  const grpc::Status status = reader->Finish();
+  EXPECT_TRUE(status.ok()) << status.error_message();
+  return seen;
+}
+
+inline grpc::Status abort_request(v1::Inference::Stub& stub, const std::string& id,
+                                  const std::string& token = "") {
+  grpc::ClientContext context;
+  if (!token.empty()) context.AddMetadata("authorization", "Bearer " + token);
+  v1::AbortRequest message;
+  message.set_request_id(id);
+  v1::AbortReply ignored;
+  return stub.Abort(&context, message, &ignored);
 }
 
 }  // namespace trireme

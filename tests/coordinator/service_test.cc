@@ -6,6 +6,7 @@
 #include "coordinator/tokenizer/utf8.h"
 #include "tests/coordinator/service_harness.h"
 #include "tests/support/relay.h"
+#include "worker/sampler.h"
 
 namespace trireme {
 namespace {
@@ -236,6 +237,122 @@ TEST(Service, ADeadWorkerEndsItsStreams) {
             StatusCode::UNAVAILABLE);
 }
 
+// Each answer as the request for it alone gives it; and each stops by itself.
+TEST(Service, SeveralAnswersInOneStream) {
+  Harness harness;
+  v1::GenerateRequest request = ids_request({5, 6, 7}, 30);
+  request.set_n(4);
+  request.set_logprobs(1);
+  request.mutable_sampling()->set_seed(9);
+  request.mutable_sampling()->set_temperature(0.5);  // so that the played workers mind the seed
+  std::vector<Seen> alone;
+  for (int32_t index = 0; index < 4; ++index) {
+    v1::GenerateRequest one = request;
+    one.set_n(1);
+    one.mutable_sampling()->set_seed(seed_of_answer(9, index));
+    alone.push_back(generate(*harness.stub_, one));
+    ASSERT_TRUE(alone.back().status.ok());
+  }
+  EXPECT_NE(alone[0].ids, alone[1].ids);
+  // Answer 2 ends early, at a token that the others do not draw.
+  const auto elsewhere = [&](int32_t id) {
+    return std::count(alone[0].ids.begin(), alone[0].ids.end(), id) +
+           std::count(alone[1].ids.begin(), alone[1].ids.end(), id) +
+           std::count(alone[3].ids.begin(), alone[3].ids.end(), id);
+  };
+  size_t place = 4;
+  while (elsewhere(alone[2].ids.at(place)) > 0) ++place;
+  request.add_stop_token_ids(alone[2].ids[place]);
+  const std::vector<Seen> seen = generate_all(*harness.stub_, request);
+  ASSERT_EQ(seen.size(), 4u);
+  for (size_t index = 0; index < 4; ++index) {
+    ASSERT_TRUE(seen[index].finished.has_value()) << index;
+    EXPECT_FALSE(seen[index].after_finished) << index;
+    EXPECT_EQ(seen[index].finished->usage().prompt_tokens(), 3);
+    const size_t length = seen[index].ids.size();
+    EXPECT_EQ(static_cast<size_t>(seen[index].finished->usage().completion_tokens()), length);
+    EXPECT_EQ(static_cast<size_t>(seen[index].num_logprobs), length);
+    EXPECT_EQ(length, index == 2 ? place + 1 : 30);
+    EXPECT_TRUE(
+        std::equal(seen[index].ids.begin(), seen[index].ids.end(), alone[index].ids.begin()));
+    EXPECT_EQ(seen[index].finished->finish_reason(),
+              index == 2 ? v1::FINISH_REASON_STOP : v1::FINISH_REASON_LENGTH);
+  }
+  EXPECT_EQ(seen[0].text, alone[0].text);
+  EXPECT_TRUE(harness.idle());
+}
+
+TEST(Service, AbortAndCancelEndAllAnswers) {
+  Harness harness;
+  harness.workers_.set_step(milliseconds(5));
+  v1::GenerateRequest request = ids_request({1}, 500);
+  request.set_request_id("mine");
+  request.set_n(4);
+  grpc::ClientContext context;
+  const auto reader = harness.stub_->Generate(&context, request);
+  v1::GenerateReply reply;
+  ASSERT_TRUE(reader->Read(&reply));
+  EXPECT_EQ(harness.engine_->load().running(), 4);
+  EXPECT_TRUE(abort_request(*harness.stub_, "mine").ok());
+  EXPECT_EQ(read_all(*reader).status.error_code(), StatusCode::CANCELLED);
+  EXPECT_TRUE(harness.idle());
+
+  grpc::ClientContext other_context;
+  const auto other = harness.stub_->Generate(&other_context, request);
+  ASSERT_TRUE(other->Read(&reply));
+  other_context.TryCancel();
+  EXPECT_TRUE(harness.idle());
+}
+
+TEST(Service, AQueueWithoutRoomForAllAnswersTakesNone) {
+  HarnessOptions options;
+  options.max_queue = 5;
+  Harness harness(options);
+  v1::GenerateRequest request = ids_request({1}, 5);
+  request.set_n(6);
+  const Seen refused = generate(*harness.stub_, request);
+  EXPECT_EQ(refused.status.error_code(), StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_TRUE(holds(refused.status.error_message(), "asks for 6 answers"))
+      << refused.status.error_message();
+  EXPECT_TRUE(refused.ids.empty());
+  EXPECT_EQ(harness.engine_->load().output_tokens(), 0u);
+  request.set_n(5);
+  EXPECT_EQ(generate_all(*harness.stub_, request).size(), 5u);
+}
+
+TEST(Service, AbortOfOthersRequestsTakesTheToken) {
+  const std::string token = "0123456789abcdef0123456789abcdef";
+  for (const bool has_token : {false, true}) {
+    HarnessOptions options;
+    options.token = has_token ? token : "";
+    Harness harness(options);
+    harness.workers_.set_step(milliseconds(5));
+    v1::GenerateRequest request = ids_request({1}, 500);
+    request.set_request_id("mine");
+    grpc::ClientContext context;
+    context.AddMetadata("authorization", "Bearer " + token);
+    const auto reader = harness.stub_->Generate(&context, request);
+    v1::GenerateReply reply;
+    ASSERT_TRUE(reader->Read(&reply));
+
+    const auto stranger = v1::Inference::NewStub(Harness::connect(harness.server_->address()));
+    const grpc::Status status = abort_request(*stranger, "mine", token);
+    EXPECT_EQ(abort_request(*stranger, "unknown", token).error_code(), StatusCode::NOT_FOUND);
+    if (has_token) {
+      EXPECT_TRUE(status.ok()) << status.error_message();
+    } else {
+      EXPECT_EQ(status.error_code(), StatusCode::PERMISSION_DENIED);
+      EXPECT_EQ(status.error_message(),
+                "cannot abort mine: it came over another connection, and to end others' requests "
+                "takes the admin token, which this server has none of; start it with --token_file");
+      EXPECT_TRUE(reader->Read(&reply));  // it goes on
+      EXPECT_TRUE(abort_request(*harness.stub_, "mine").ok());
+    }
+    EXPECT_EQ(read_all(*reader).status.error_code(), StatusCode::CANCELLED);
+    EXPECT_TRUE(harness.idle());
+  }
+}
+
 TEST(Service, AbortEndsByIdOnly) {
   Harness harness;
   harness.workers_.set_step(milliseconds(5));
@@ -247,13 +364,7 @@ TEST(Service, AbortEndsByIdOnly) {
   ASSERT_TRUE(reader->Read(&reply));
   EXPECT_EQ(generate(*harness.stub_, request).status.error_code(), StatusCode::ALREADY_EXISTS);
 
-  const auto abort = [&](const std::string& id) {
-    grpc::ClientContext abort_context;
-    v1::AbortRequest message;
-    message.set_request_id(id);
-    v1::AbortReply ignored;
-    return harness.stub_->Abort(&abort_context, message, &ignored);
-  };
+  const auto abort = [&](const std::string& id) { return abort_request(*harness.stub_, id); };
   EXPECT_EQ(abort("another").error_code(), StatusCode::NOT_FOUND);
   EXPECT_EQ(abort("").error_code(), StatusCode::INVALID_ARGUMENT);
   EXPECT_TRUE(abort("mine").ok());

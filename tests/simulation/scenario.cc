@@ -173,6 +173,7 @@ void Scenario::draw_clients() {
     request.id = "request-" + std::to_string(index);
     request.sampling.seed = random_.bits();
     request.sampling.logprobs = random_.chance(20) ? random_.between(1, 2) : 0;
+    request.sampling.presence_penalty = random_.chance(40) ? 0.5 : 0;
     const int32_t num_prompt = random_.between(1, placement_.context() - 1);
     // Few different prompts: equal ones must not disturb each other either.
     for (int32_t i = 0; i < num_prompt; ++i) request.prompt.push_back(random_.between(0, 1));

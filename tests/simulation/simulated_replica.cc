@@ -31,7 +31,8 @@ SimulatedReplica::SimulatedReplica(const ReplicaSetting& setting, Timeline& time
       timeline_(timeline),
       random_(random),
       channel_(channel),
-      violation_(std::move(violation)) {
+      violation_(std::move(violation)),
+      histories_(setting.placement.max_sequences()) {
   for (const StageSpec& spec : setting.placement.replicas(setting.index).stages()) {
     Stage& stage = stages_.emplace_back();
     for (const ShardSpec& shard : spec.shards()) {
@@ -152,6 +153,12 @@ MicroBatchResult SimulatedReplica::compute(const MicroBatch& batch) {
     }
     if (check_table(chunk)) compute_chunk(chunk, result);
   }
+  try {
+    histories_.follow(batch);
+    for (const SequenceChunk& chunk : batch.chunks()) check_history(chunk);
+  } catch (const Error& error) {
+    fail(error.what());
+  }
   if (num_tokens == 0) fail("an empty micro-batch");
   if (num_tokens > setting_.placement.max_batch_tokens()) fail("more tokens than the budget");
   if (batch.chunks_size() > setting_.placement.max_sequences()) fail("more than max_sequences");
@@ -209,6 +216,18 @@ void SimulatedReplica::compute_chunk(const SequenceChunk& chunk, MicroBatchResul
   token.set_sequence(chunk.sequence());
   token.set_token(draw_token(value, chunk.draw().seed(), setting_.vocab_size));
   for (int32_t i = 0; i < chunk.draw().logprobs(); ++i) token.add_logprobs()->set_id(i);
+}
+
+// What penalties count is what stands in the cache, however often it was computed.
+void SimulatedReplica::check_history(const SequenceChunk& chunk) {
+  const auto ids = histories_.of(chunk.sequence());
+  const bool penalties = chunk.draw().presence_penalty() != 0;
+  const int32_t end = penalties ? chunk.position() + chunk.token_ids_size() : 0;
+  bool same = ids.size() == static_cast<size_t>(end);
+  for (int32_t position = 0; same && position < end; ++position) {
+    same = ids[static_cast<size_t>(position)] == slot(chunk, position).token;
+  }
+  if (!same) fail("sequence " + std::to_string(chunk.sequence()) + " has another history");
 }
 
 Clock::time_point SimulatedReplica::close(int rank, const std::string& reason) {

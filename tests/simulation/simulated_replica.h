@@ -16,6 +16,7 @@
 #include "proto/cluster.pb.h"
 #include "tests/simulation/simulated_channel.h"
 #include "tests/simulation/timeline.h"
+#include "worker/history.h"
 
 namespace trireme {
 
@@ -85,6 +86,7 @@ class SimulatedReplica {
   void send_corrupt(int reporter, FromWorker message);
   MicroBatchResult compute(const MicroBatch& batch);
   void compute_chunk(const SequenceChunk& chunk, MicroBatchResult& result);
+  void check_history(const SequenceChunk& chunk);
   bool check_table(const SequenceChunk& chunk);
   Slot& slot(const SequenceChunk& chunk, int32_t position);
   void fail(const std::string& what);
@@ -107,6 +109,7 @@ class SimulatedReplica {
   std::set<uint64_t> sequences_in_flight_;
   std::map<int32_t, uint64_t> blocks_in_flight_;  // to the sequence
   std::vector<Slot> cache_;
+  Histories histories_;  // the real ones
   std::set<uint64_t> begun_;
   int num_restarts_ = 0;
   Fault fault_ = Fault::kNone;
