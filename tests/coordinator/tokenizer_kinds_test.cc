@@ -376,5 +376,48 @@ TEST(TokenizerKinds, TheOrderInWhichFilesAreTaken) {
   EXPECT_EQ(load_tokenizer(folder.path(), "chatglm")->size(), 483);
 }
 
+// Each file with bytes changed, doubled or cut off is read or refused; a text still goes through
+// one that is read.
+TEST(TokenizerKinds, ChangedFilesAreReadOrRefused) {
+  const TemporaryFolder lists, merges, characters;
+  lists.write("tokenizer.model", tiny_list());
+  lists.write("tokenizer_config.json", kGlmClass);
+  write_vocab_merges(merges);
+  merges.write("added_tokens.json", R"({"<|im_end|>": 482, "<think>": 483})");
+  merges.write("tokenizer_config.json", R"({"tokenizer_class": "Qwen2Tokenizer",
+      "added_tokens_decoder": {"481": {"content": "<|im_start|>", "special": true}}})");
+  characters.write("tokenizer.json", character_json().dump());
+  std::mt19937 random(31);
+  int read = 0, refused = 0;
+  for (const TemporaryFolder* folder : {&lists, &merges, &characters}) {
+    for (const auto& entry : std::filesystem::directory_iterator(folder->path())) {
+      const std::string good = read_whole(entry.path());
+      for (int round = 0; round < 60; ++round) {
+        std::string bytes = good;
+        for (size_t left = 1 + random() % 3; left > 0; --left) {
+          const size_t at = random() % bytes.size();
+          const size_t length = random() % 40;
+          if (random() % 3 == 0) bytes.resize(at + 1);
+          if (random() % 3 == 0) bytes.insert(at, bytes.substr(at, length));
+          bytes[at] =
+              static_cast<char>(random() % 2 ? random() % 256 : "0159{}[]\",: =/-"[random() % 16]);
+        }
+        folder->write(entry.path().filename(), bytes);
+        try {
+          const auto tokenizer = load_tokenizer(folder->path(), "chatglm");
+          (void)tokenizer->decode(tokenizer->encode("ab 12 <think>\u00e9\n"));
+          ++read;
+        } catch (const Error& error) {
+          EXPECT_FALSE(std::string(error.what()).empty());
+          ++refused;
+        }
+      }
+      folder->write(entry.path().filename(), good);
+    }
+  }
+  EXPECT_GT(read, 5);
+  EXPECT_GT(refused, 100);
+}
+
 }  // namespace
 }  // namespace trireme

@@ -93,6 +93,15 @@ def no_tokenizer(folder):
     return target
 
 
+def vocabulary_too_large(folder):
+    target = _copy(folder, "vocabulary")
+    path = target / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    tokenizer["added_tokens"].append({"id": 512, "content": "<|one too many|>", "special": True})
+    path.write_text(json.dumps(tokenizer))
+    return target
+
+
 def truncated_gguf(folder):
     target = Path(folder) / "truncated.gguf"
     data = (harness.ROOT / "tests/data/gguf/tiny-llama3.gguf").read_bytes()

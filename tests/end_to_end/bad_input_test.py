@@ -223,7 +223,8 @@ BAD_CHECKPOINTS = [
     (bad_checkpoints.absurd_sizes, "an integer from 1 to"),
     (bad_checkpoints.pickled, "safetensors are needed"),
     (bad_checkpoints.broken_config, "no valid JSON"),
-    (bad_checkpoints.no_tokenizer, "neither tokenizer.model nor tokenizer.json"),
+    (bad_checkpoints.no_tokenizer, "found none of tokenizer.json, tokenizer.model"),
+    (bad_checkpoints.vocabulary_too_large, "its tokenizer has 513 tokens, its embedding only 512 rows"),
     (bad_checkpoints.truncated_gguf, "it is truncated"),
     (bad_checkpoints.no_gguf, "GGUF"),
 ]

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// encode_lines PATH FAMILY: our side of tokenizer_equality_test.py. Each line of stdin is JSON, and
-// so is the answer: of a text its ids and what they decode to, of a list of texts the processor
-// time that encoding them took.
+// encode_lines PATH FAMILY: our side of tokenizer_equality_test.py. Each line of stdin is a JSON
+// list of texts; the answer to it is a line too: their ids, what these decode to, and the processor
+// time that encoding took.
 #include <time.h>
 
 #include <iostream>
@@ -21,16 +21,14 @@ double processor_seconds() {
   return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
 }
 
-Json answer(const Tokenizer& tokenizer, const Json& question) {
-  if (question.is_string()) {
-    const auto ids = tokenizer.encode(question.get_ref<const std::string&>());
-    return {{"ids", ids}, {"text", tokenizer.decode(ids)}};
-  }
-  const auto texts = question.get<std::vector<std::string>>();
-  size_t tokens = 0;
+Json answer(const Tokenizer& tokenizer, const std::vector<std::string>& texts) {
+  std::vector<std::vector<int32_t>> ids;
   const double start = processor_seconds();
-  for (const std::string& text : texts) tokens += tokenizer.encode(text).size();
-  return {{"seconds", processor_seconds() - start}, {"tokens", tokens}};
+  for (const std::string& text : texts) ids.push_back(tokenizer.encode(text));
+  const double seconds = processor_seconds() - start;
+  std::vector<std::string> decoded;
+  for (const auto& text_ids : ids) decoded.push_back(tokenizer.decode(text_ids));
+  return {{"ids", ids}, {"texts", decoded}, {"seconds", seconds}};
 }
 
 int run(const std::string& path, const std::string& family) {
