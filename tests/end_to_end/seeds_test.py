@@ -76,6 +76,25 @@ class Seeds(unittest.TestCase):
                 for line, expected in zip(lines[:len(SAMPLINGS)], base):
                     self.assertEqual(generate(model, [line], "--dtype", dtype), [expected])
 
+    def test_what_was_preempted_draws_as_if_it_had_not_been(self):
+        # Six blocks of 16 positions: three sequences begin, and each comes to need four. Where they
+        # are computed again their output stands in the prompt, and still counts as output.
+        for name, dtype in MODELS:
+            model = harness.tiny_model(name)
+            lines = [{**line, "prompt_ids": line["prompt_ids"][:2], "max_tokens": 60} for line in requests()]
+            base = generate(model, lines, "--dtype", dtype)
+            plan = harness.run("plan", "--model", model, "--dtype", dtype, "--context", "80", "--json")
+            self.assertEqual(plan.status, 0, plan.log)
+            placement = json.loads(plan.out)
+            self.assertEqual(placement["block_size"], 16)
+            placement["num_blocks"] = 6
+            with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+                json.dump(placement, file)
+                file.flush()
+                with self.subTest(name, dtype=dtype):
+                    self.assertEqual(
+                        generate(model, lines, "--dtype", dtype, "--device_map", file.name), base)
+
     def test_tensor_parallelism_draws_the_same_but_at_the_edge(self):
         # Sums in another order move a logit by some 1e-6, and the edges between the tokens with
         # it: of these 700 draws hardly one in a hundred runs falls between.
