@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <iterator>
 
 #include "kernels/base/check.h"
 #include "kernels/base/log.h"
@@ -12,6 +13,10 @@ namespace {
 
 double milliseconds(Clock::duration duration) {
   return std::chrono::duration<double, std::milli>(duration).count();
+}
+
+int64_t tokens_of(const Request& request) {
+  return std::ssize(request.prompt) + request.max_tokens;
 }
 
 int32_t vocab_rows(const Placement& placement) {
@@ -30,7 +35,8 @@ Engine::Engine(const Topology& topology, const Placement& placement, Channel& ch
       options_(options),
       context_(placement.context()),
       num_blocks_(placement.num_blocks()),
-      block_size_(placement.block_size()) {
+      block_size_(placement.block_size()),
+      speeds_(placement.replicas_size()) {
   CHECK(placement.replicas_size() > 0, "the placement has no replica");
   if (options_.vocab_size == 0) options_.vocab_size = vocab_rows(placement);
   for (const ReplicaSpec& spec : placement.replicas()) {
@@ -43,6 +49,7 @@ Engine::Engine(const Topology& topology, const Placement& placement, Channel& ch
     scheduler.vocab_size = options_.vocab_size;
     Replica& replica = replicas_.emplace_back();
     replica.index = static_cast<int>(replicas_.size()) - 1;
+    replica.num_stages = spec.stages_size();
     replica.scheduler = std::make_unique<Scheduler>(scheduler);
   }
   num_alive_ = placement.replicas_size();
@@ -241,11 +248,10 @@ bool Engine::take_inbox(Clock::time_point now) {
     active.request = std::move(request);
     active.entered = now;
     if (active.request.deadline) deadlines_.emplace(*active.request.deadline, sequence);
+    queue_.insert(sequence);
   }
-  for (const auto& [sequence, taken] : inbox) {
-    const auto found = active_.find(sequence);
-    if (found == active_.end()) continue;  // it failed with an answer before it
-    if (!place(sequence, found->second)) fail(sequence, Code::kUnavailable, lost_reason(), now);
+  while (num_alive_ == 0 && !queue_.empty()) {
+    fail(*queue_.begin(), Code::kUnavailable, lost_reason(), now);
   }
   for (const uint64_t sequence : cancels) {
     if (active_.contains(sequence)) log_end(close(sequence), "cancelled", now);
@@ -253,19 +259,35 @@ bool Engine::take_inbox(Clock::time_point now) {
   return !inbox.empty() || !cancels.empty() || health_changed;
 }
 
-bool Engine::place(uint64_t sequence, Active& active) {
-  Replica* best = nullptr;
-  for (Replica& replica : replicas_) {
-    if (!replica.scheduler) continue;
-    if (best == nullptr || replica.outstanding < best->outstanding) best = &replica;
+// Requests wait here, in one line for all replicas, and each goes to a replica only when that has a
+// place for it in its next micro-batch: so none waits behind a slow replica while another has room.
+void Engine::hand_over() {
+  while (!queue_.empty()) {
+    const uint64_t sequence = *queue_.begin();
+    Active& active = active_.at(sequence);
+    Replica* const replica = best_replica(active.request);
+    if (replica == nullptr) return;
+    queue_.erase(sequence);
+    active.replica = replica;
+    active.outstanding = tokens_of(active.request);
+    replica->outstanding += active.outstanding;
+    replica->scheduler->add(sequence, active.request.prompt, active.request.sampling);
   }
-  active.replica = best;
-  if (best == nullptr) return false;
-  active.outstanding =
-      static_cast<int64_t>(active.request.prompt.size()) + active.request.max_tokens;
-  best->outstanding += active.outstanding;
-  best->scheduler->add(sequence, active.request.prompt, active.request.sampling);
-  return true;
+}
+
+// The one that would be done with it first; null: none can take it now.
+Engine::Replica* Engine::best_replica(const Request& request) {
+  Replica* best = nullptr;
+  double least = 0;
+  for (Replica& replica : replicas_) {
+    if (!replica.scheduler || !replica.scheduler->takes(std::ssize(request.prompt))) continue;
+    const double time = static_cast<double>(replica.outstanding + tokens_of(request)) *
+                        speeds_.slowness(replica.index);
+    if (best != nullptr && time >= least) continue;
+    best = &replica;
+    least = time;
+  }
+  return best;
 }
 
 bool Engine::expire_deadlines(Clock::time_point now) {
@@ -284,23 +306,33 @@ bool Engine::expire_deadlines(Clock::time_point now) {
 
 bool Engine::dispatch(Clock::time_point now) {
   bool dispatched = false;
-  for (Replica& replica : replicas_) {
-    while (replica.scheduler) {
-      std::optional<MicroBatch> batch = replica.scheduler->next();
-      if (!batch) break;
-      dispatched = true;
-      for (const SequenceChunk& chunk : batch->chunks()) {
-        Active& active = active_.at(chunk.sequence());
-        if (active.started) continue;
-        active.started = now;
-        prompt_tokens_ += active.request.prompt.size();
-      }
-      ToWorker message;
-      *message.mutable_micro_batch() = std::move(*batch);
-      for (const int rank : replica.ranks) channel_.send(rank, message);
+  for (bool more = true; more;) {
+    more = false;
+    hand_over();
+    for (Replica& replica : replicas_) {
+      std::optional<MicroBatch> batch;
+      if (replica.scheduler) batch = replica.scheduler->next();
+      if (!batch) continue;
+      send(replica, std::move(*batch), now);
+      more = dispatched = true;
     }
   }
   return dispatched;
+}
+
+void Engine::send(Replica& replica, MicroBatch batch, Clock::time_point now) {
+  int32_t num_tokens = 0;
+  for (const SequenceChunk& chunk : batch.chunks()) {
+    num_tokens += chunk.token_ids_size();
+    Active& active = active_.at(chunk.sequence());
+    if (active.started) continue;
+    active.started = now;
+    prompt_tokens_ += active.request.prompt.size();
+  }
+  replica.in_flight.push_back({now, num_tokens});
+  ToWorker message;
+  *message.mutable_micro_batch() = std::move(batch);
+  for (const int rank : replica.ranks) channel_.send(rank, message);
 }
 
 void Engine::deliver(uint64_t sequence, const SampledToken& token, Clock::time_point now) {
@@ -336,6 +368,8 @@ Engine::Active Engine::close(uint64_t sequence) {
   if (active.replica != nullptr) {
     active.replica->outstanding -= active.outstanding;
     if (active.replica->scheduler) active.replica->scheduler->drop(sequence);
+  } else {
+    queue_.erase(sequence);
   }
   if (active.request.deadline) deadlines_.erase({*active.request.deadline, sequence});
   const std::lock_guard lock(mutex_);

@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // The coordinator's loop: takes requests from a bounded inbox, keeps every replica's pipeline full,
 // hands tokens to sinks, and acts on the loss of a rank. One thread runs it; what is public may be
-// called from any, but for tick() and set_health_listener(). It makes no MPI call and never blocks
-// on a worker.
+// called from any, but for tick(), num_queued() and set_health_listener(). It makes no MPI call and
+// never blocks on a worker.
 #pragma once
 
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
@@ -21,6 +22,7 @@
 #include <utility>
 #include <vector>
 
+#include "coordinator/replica_speeds.h"
 #include "coordinator/request.h"
 #include "coordinator/scheduler.h"
 #include "proto/cluster.pb.h"
@@ -82,6 +84,8 @@ class Engine {
   // One turn: inbox, deadlines, events, dispatch. True if it did something. For loop() and the
   // simulation.
   bool tick(Clock::time_point now);
+  // Requests that no replica has yet. From the thread of tick().
+  int32_t num_queued() const { return static_cast<int32_t>(queue_.size()); }
 
  private:
   // Why a replica cannot go on.
@@ -90,12 +94,18 @@ class Engine {
     std::string message;
     bool consequence = false;  // a rank's report that it lost another: that other one is the cause
   };
+  struct InFlight {
+    Clock::time_point dispatched;
+    int32_t num_tokens = 0;
+  };
   struct Replica {
     int index = 0;
+    int32_t num_stages = 0;
     std::unique_ptr<Scheduler> scheduler;  // null: lost
     std::vector<int> ranks;
     int reporter = 0;         // the rank that sends results: the first of the last stage
     int64_t outstanding = 0;  // tokens still to compute, of all its requests
+    std::deque<InFlight> in_flight;
     std::optional<Loss> loss;
   };
   struct Rank {
@@ -109,7 +119,7 @@ class Engine {
   };
   struct Active {
     Request request;
-    Replica* replica = nullptr;  // null: none has been left for it
+    Replica* replica = nullptr;  // null: it waits in queue_
     int32_t num_output = 0;
     int64_t outstanding = 0;  // its part of the replica's
     bool moved = false;
@@ -132,7 +142,9 @@ class Engine {
   bool take_inbox(Clock::time_point now);
   bool expire_deadlines(Clock::time_point now);
   bool dispatch(Clock::time_point now);
-  bool place(uint64_t sequence, Active& active);
+  void send(Replica& replica, MicroBatch batch, Clock::time_point now);
+  void hand_over();
+  Replica* best_replica(const Request& request);
   void deliver(uint64_t sequence, const SampledToken& token, Clock::time_point now);
   Active close(uint64_t sequence);
   void finish(uint64_t sequence, FinishReason reason, std::optional<int32_t> stop_id,
@@ -162,7 +174,9 @@ class Engine {
 
   // Engine thread only.
   std::vector<Replica> replicas_;
-  std::unordered_map<uint64_t, Active> active_;                 // by sequence
+  ReplicaSpeeds speeds_;
+  std::set<uint64_t> queue_;                     // sequences that no replica has yet: by arrival
+  std::unordered_map<uint64_t, Active> active_;  // by sequence
   std::set<std::pair<Clock::time_point, uint64_t>> deadlines_;  // of active_
   uint64_t prompt_tokens_ = 0;
   uint64_t output_tokens_ = 0;

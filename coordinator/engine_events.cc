@@ -128,6 +128,11 @@ void Engine::take_result(int rank_number, const MicroBatchResult& result, const 
     note_loss(rank, {error.code(), rank.name + " sent a wrong result: " + error.what()});
     return;
   }
+  // With all stages busy, a micro-batch leaves as often as one spends in a stage.
+  const std::chrono::duration<double> time = now - replica->in_flight.front().dispatched;
+  speeds_.note(replica->index, replica->in_flight.front().num_tokens,
+               time.count() / replica->num_stages);
+  replica->in_flight.pop_front();
   for (const Scheduler::Drawn& next : drawn) deliver(next.sequence, *next.token, now);
 }
 
@@ -157,7 +162,8 @@ void Engine::lose(Replica& replica, Clock::time_point now) {
   }
   std::vector<uint64_t> sequences;
   for (const auto& [sequence, active] : active_) {
-    if (active.replica == &replica) sequences.push_back(sequence);
+    const bool has_no_other = active.replica == nullptr && num_alive_ == 0;
+    if (active.replica == &replica || has_no_other) sequences.push_back(sequence);
   }
   std::sort(sequences.begin(), sequences.end());
   for (const uint64_t sequence : sequences) {
@@ -166,9 +172,11 @@ void Engine::lose(Replica& replica, Clock::time_point now) {
     Active& active = found->second;
     // Its client has seen nothing yet, so another replica can begin anew. Once only: a request that
     // ends a replica must not end them all.
-    if (active.num_output == 0 && !active.moved) {
-      active.moved = true;
-      if (place(sequence, active)) continue;
+    if (active.num_output == 0 && !active.moved && num_alive_ > 0) {
+      active.moved = active.started.has_value();
+      active.replica = nullptr;
+      queue_.insert(sequence);
+      continue;
     }
     fail(sequence, replica.loss->code, why + "; send it again", now);
   }

@@ -90,6 +90,34 @@ void Scheduler::add(uint64_t sequence, std::vector<int32_t> prompt,
   waiting_.push_back(&added);
 }
 
+bool Scheduler::takes(int64_t num_prompt) const {
+  const int32_t num_sequences = num_running() + num_waiting();
+  if (num_sequences >= options_.max_sequences) return false;
+  // As admit() will see it when those that wait have been admitted.
+  int64_t needed = blocks_for(num_prompt);
+  int64_t prompts = 0;  // tokens
+  for (const Sequence* sequence : waiting_) {
+    needed += blocks_for(static_cast<int64_t>(sequence->tokens.size()));
+    prompts += sequence->num_missing();
+  }
+  if (needed > blocks_.num_free() - num_sequences) return false;
+
+  for (const Sequence* sequence : running_) {
+    const bool prompt = !sequence->in_flight && sequence->num_missing() > 1;
+    prompts += prompt ? sequence->num_missing() : 0;
+  }
+  auto decodes = static_cast<int32_t>(ready_.size());
+  if (num_in_flight() == options_.num_stages) {
+    // The oldest one comes back before there is a next.
+    for (const Part& part : in_flight_.front().parts) {
+      if (part.sequence->dropped) continue;
+      decodes += part.samples ? 1 : 0;
+      prompts += part.samples ? 0 : part.sequence->num_missing();
+    }
+  }
+  return std::min(decodes, decode_share()) + prompts < options_.max_batch_tokens;
+}
+
 void Scheduler::drop(uint64_t sequence) {
   const auto place = sequences_.find(sequence);
   if (place == sequences_.end() || place->second.dropped) return;
@@ -121,12 +149,16 @@ std::optional<MicroBatch> Scheduler::next() {
   return std::move(draft.batch);
 }
 
-void Scheduler::take_decodes(Draft& draft) {
+int32_t Scheduler::decode_share() const {
   // Those in flight count: they come back, and the share of each micro-batch then stays the same.
   const auto decoding = static_cast<int32_t>(
       std::count_if(running_.begin(), running_.end(),
                     [](const Sequence* sequence) { return sequence->num_missing() <= 1; }));
-  int32_t share = (decoding + options_.num_stages - 1) / options_.num_stages;
+  return (decoding + options_.num_stages - 1) / options_.num_stages;
+}
+
+void Scheduler::take_decodes(Draft& draft) {
+  int32_t share = decode_share();
   const std::vector<Sequence*> candidates =
       ready_;  // make_room() takes the preempted out of ready_
   for (Sequence* sequence : candidates) {

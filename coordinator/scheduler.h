@@ -61,6 +61,9 @@ class Scheduler {
   // Enters a sequence at the end of the queue. REQUIRES: a new id, a prompt of at least one token,
   // and that it fits with all its output.
   void add(uint64_t sequence, std::vector<int32_t> prompt, const SamplingParams& sampling);
+  // Whether a new sequence with such a prompt would have a place in the next micro-batch. Who asks
+  // before add() keeps no sequence waiting here that could run elsewhere.
+  bool takes(int64_t num_prompt) const;
   // Ends a sequence: finished, cancelled or failed. Its blocks are free once it is not in flight.
   void drop(uint64_t sequence);
 
@@ -98,6 +101,7 @@ class Scheduler {
   };
 
   int32_t blocks_for(int64_t num_positions) const;
+  int32_t decode_share() const;
   void take_decodes(Draft& draft);
   void take_prompts(Draft& draft);
   void admit(Draft& draft);

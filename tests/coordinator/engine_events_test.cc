@@ -98,6 +98,31 @@ TEST_F(EngineTest, ARequestWithoutATokenMovesOnce) {
   EXPECT_NE(poison->error.find("rank 3 (host a, stage 0)"), std::string::npos) << poison->error;
 }
 
+TEST_F(EngineTest, WhatHasNoReplicaYetOutlivesALossUnlessItIsTheLast) {
+  std::vector<std::shared_ptr<RecordingSink>> sinks;
+  for (int i = 0; i < 16; ++i) {
+    sinks.push_back(submit("r" + std::to_string(i), 3, 2));
+    if (i == 7) turn();
+  }
+  turn();
+  EXPECT_EQ(engine_->num_queued(), 8);
+  channel_.report(1, ChannelEvent::Kind::kClosed, "killed");
+  turn();
+  EXPECT_EQ(engine_->num_queued(), 12);  // what ran there, too
+  for (const auto& sink : sinks) EXPECT_EQ(sink->end, "");
+  answer_all(7);
+  answer_all(7);  // those that run end, and the moved ones begin: they are the oldest
+  EXPECT_EQ(engine_->num_queued(), 8);
+  channel_.report(3, ChannelEvent::Kind::kClosed, "killed too");
+  turn();
+  EXPECT_EQ(engine_->num_queued(), 0);
+  int num_lost = 0;
+  for (const auto& sink : sinks) num_lost += sink->end == "UNAVAILABLE" ? 1 : 0;
+  EXPECT_EQ(num_lost, 12);
+  EXPECT_NE(sinks[15]->error.find("rank 3 (host a, stage 0)"), std::string::npos);
+  EXPECT_TRUE(engine_->wait_idle(std::chrono::milliseconds(0)));
+}
+
 TEST_F(EngineTest, ASuspectedRankOnlyChangesHealth) {
   make(1);
   const auto calls = std::make_shared<int>(0);  // the engine outlives this function

@@ -222,6 +222,47 @@ TEST_F(EngineTest, TheReplicaWithLessToDoIsChosen) {
   EXPECT_EQ(sequences, (std::vector<int>{0, 1, 1, 2, 2}));
 }
 
+// The second replica never answers: it keeps what it has, and all others are served by the first.
+TEST_F(EngineTest, NobodyWaitsBehindASlowReplica) {
+  std::vector<std::shared_ptr<RecordingSink>> sinks;
+  for (int i = 0; i < 16; ++i) {
+    sinks.push_back(submit("r" + std::to_string(i), 3, 2));
+    if (i == 7) turn();  // four run in each
+  }
+  turn();
+  EXPECT_EQ(engine_->num_queued(), 8);
+  engine_->cancel("r9");
+  for (int step = 0; step < 20; ++step) {
+    for (const auto& [rank, message] : channel_.take_sent()) {
+      if (rank == 2) channel_.report_result(rank, answer(message.micro_batch(), 7));
+    }
+    turn();
+  }
+  EXPECT_EQ(engine_->num_queued(), 0);
+  int num_ended = 0;
+  for (const auto& sink : sinks) num_ended += sink->end == "length" ? 1 : 0;
+  EXPECT_EQ(num_ended, 16 - 4 - 1);
+  EXPECT_EQ(sinks[9]->end, "");
+  EXPECT_EQ(engine_->load().running(), 4);
+}
+
+TEST_F(EngineTest, TheFasterReplicaIsChosen) {
+  submit("slow");
+  submit("fast");
+  turn();
+  std::vector<FakeChannel::Sent> sent = channel_.take_sent();
+  now_ += milliseconds(10);
+  channel_.report_result(4, answer(sent.back().message.micro_batch(), 7));
+  turn();
+  now_ += milliseconds(20);
+  channel_.report_result(2, answer(sent.front().message.micro_batch(), 7));
+  turn();
+  channel_.take_sent();
+  submit("next", 1, 2);  // both have as many tokens to do
+  turn();
+  for (const auto& [rank, message] : channel_.take_sent()) EXPECT_GE(rank, 3);
+}
+
 TEST_F(EngineTest, DrainTakesNoMoreAndLetsTheRestEnd) {
   auto sink = submit("r", 3, 1);
   turn();

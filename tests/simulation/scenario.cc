@@ -100,8 +100,13 @@ Scenario::Scenario(uint64_t seed) : random_(seed) {
   channel_ =
       std::make_unique<SimulatedChannel>(timeline_, random_, random_.up_to(microseconds(400)));
   for (int index = 0; index < placement_.replicas_size(); ++index) {
+    // Some replicas are many times slower than others, by the micro-batch or by the token.
+    const microseconds batch_time{random_.between(1, 3000)};
+    const microseconds token_time{random_.chance(50) ? 0 : random_.between(1, 100)};
     const ReplicaSetting setting{placement_, index, options_.vocab_size,
-                                 microseconds(random_.between(1, 3000))};
+                                 [this, batch_time, token_time](int32_t tokens) {
+                                   return random_.up_to(batch_time) + tokens * token_time;
+                                 }};
     replicas_.push_back(
         std::make_unique<SimulatedReplica>(setting, timeline_, random_, *channel_,
                                            [this](const std::string& what) { violation(what); }));
@@ -277,6 +282,7 @@ void Scenario::plan_turn() {
     while (engine_->tick(timeline_.now())) {
       if (++turns == kMaxTurnsAtOnce) return violation("the engine never comes to rest");
     }
+    check_nobody_idles();
   });
 }
 
@@ -290,6 +296,21 @@ std::optional<std::string> Scenario::run() {
   }
   if (!violation_) check_end();
   return violation_;
+}
+
+// While a request has no replica, each of them has something to do: it could run that request.
+void Scenario::check_nobody_idles() {
+  const int32_t waiting = engine_->num_queued();
+  if (waiting == 0) return;
+  const v1::ClusterHealth health = engine_->health();
+  for (const ReplicaSpec& replica : placement_.replicas()) {
+    const int reporter = replica.stages(replica.stages_size() - 1).shards(0).rank();
+    const bool lost =
+        channel_->is_abandoned(reporter) || health.ranks(reporter - 1).state() == "dead";
+    if (lost || channel_->num_in_flight(reporter) > 0) continue;
+    violation("rank " + std::to_string(reporter) + " idles while " + std::to_string(waiting) +
+              " requests wait");
+  }
 }
 
 void Scenario::check_end() {
@@ -306,6 +327,8 @@ void Scenario::check_end() {
   for (const LossSeen& loss : losses_) lost.insert(loss.replica);
   for (int index = 0; index < placement_.replicas_size(); ++index) {
     replicas_[index]->check_end(lost.contains(index));
+    // What another has lost comes back late.
+    if (lost.empty() && replicas_[index]->out_of_order()) violation("the order of arrival is lost");
   }
   const bool all_lost = static_cast<int>(lost.size()) == placement_.replicas_size();
   if (engine_->lost_reason().empty() == all_lost) violation("lost_reason() is wrong");

@@ -54,6 +54,7 @@ class Scenario {
   void violation(const std::string& what);
   void check_client(const Client& client);
   void check_error(const Client& client);
+  void check_nobody_idles();
   void check_end();
   std::string rank_name(int rank) const;
 

@@ -7,6 +7,7 @@
 #include <functional>
 #include <map>
 #include <optional>
+#include <set>
 #include <utility>
 
 #include "tests/simulation/timeline.h"
@@ -21,15 +22,22 @@ class SimulatedChannel : public Channel {
 
   // The coordinator's end.
   void send(int rank, const ToWorker& message) override {
+    num_in_flight_[rank] += message.has_micro_batch() ? 1 : 0;
+    if (message.has_abandon()) abandoned_.insert(rank);
     timeline_.at(arrival(to_worker_[rank]), [this, rank, message] { receiver_(rank, message); });
   }
   std::optional<ChannelEvent> poll() override {
     if (events_.empty()) return std::nullopt;
     ChannelEvent event = std::move(events_.front());
     events_.pop_front();
+    num_in_flight_[event.rank] -= event.message.has_result() ? 1 : 0;
     return event;
   }
   void set_wake(std::function<void()> wake) override { wake_ = std::move(wake); }
+
+  // Micro-batches that this rank has been sent, less its results that have been taken.
+  int num_in_flight(int rank) { return num_in_flight_[rank]; }
+  bool is_abandoned(int rank) const { return abandoned_.contains(rank); }
 
   // The workers' ends.
   void set_receiver(std::function<void(int, const ToWorker&)> receiver) {
@@ -56,6 +64,8 @@ class SimulatedChannel : public Channel {
   std::chrono::microseconds delay_max_;
   std::map<int, Clock::time_point> to_worker_;  // arrival of the last message
   std::map<int, Clock::time_point> to_coordinator_;
+  std::map<int, int> num_in_flight_;
+  std::set<int> abandoned_;
   std::deque<ChannelEvent> events_;
   std::function<void()> wake_;
   std::function<void(int, const ToWorker&)> receiver_;

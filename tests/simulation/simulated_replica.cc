@@ -86,7 +86,9 @@ void SimulatedReplica::try_start(size_t stage) {
   self.busy = true;
   // Every stage has the same cache and the same order, so the first one stands for all.
   if (stage == 0) results_.push_back(compute(batches_[index]));
-  timeline_.after(random_.up_to(setting_.stage_time_max), [this, stage] { finish(stage); });
+  int32_t num_tokens = 0;
+  for (const SequenceChunk& chunk : batches_[index].chunks()) num_tokens += chunk.token_ids_size();
+  timeline_.after(setting_.stage_time(num_tokens), [this, stage] { finish(stage); });
 }
 
 void SimulatedReplica::finish(size_t stage) {
@@ -193,7 +195,11 @@ SimulatedReplica::Slot& SimulatedReplica::slot(const SequenceChunk& chunk, int32
 }
 
 void SimulatedReplica::compute_chunk(const SequenceChunk& chunk, MicroBatchResult& result) {
-  if (chunk.position() == 0 && !begun_.insert(chunk.sequence()).second) ++num_restarts_;
+  if (chunk.position() == 0) {
+    out_of_order_ |= !begun_.empty() && chunk.sequence() < *begun_.rbegin() &&
+                     !begun_.contains(chunk.sequence());
+    num_restarts_ += begun_.insert(chunk.sequence()).second ? 0 : 1;
+  }
   uint64_t value = kChainStart;
   for (int32_t position = 0; position < chunk.position(); ++position) {
     const Slot& written = slot(chunk, position);

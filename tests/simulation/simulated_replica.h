@@ -29,7 +29,7 @@ struct ReplicaSetting {
   Placement placement;
   int index = 0;
   int32_t vocab_size = 0;
-  std::chrono::microseconds stage_time_max{1000};
+  std::function<std::chrono::microseconds(int32_t tokens)> stage_time;  // of a micro-batch
 };
 
 // How a result can be wrong.
@@ -63,6 +63,8 @@ class SimulatedReplica {
   void check_end(bool lost);
   // How often a sequence began anew: it had been preempted.
   int num_restarts() const { return num_restarts_; }
+  // Whether it began a sequence after one that arrived later.
+  bool out_of_order() const { return out_of_order_; }
   // The sequences that it has computed anything of.
   const std::set<uint64_t>& begun() const { return begun_; }
 
@@ -112,6 +114,7 @@ class SimulatedReplica {
   Histories histories_;  // the real ones
   std::set<uint64_t> begun_;
   int num_restarts_ = 0;
+  bool out_of_order_ = false;
   Fault fault_ = Fault::kNone;
   std::function<void(int, Clock::time_point)> fault_sent_;
 };
