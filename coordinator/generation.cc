@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "coordinator/tokenizer/jinja/json.h"
+
 namespace trireme {
 
 StopStrings::StopStrings(std::span<const std::string> stops) {
@@ -67,6 +69,7 @@ Generation::Generation(const Tokenizer& tokenizer, GenerationOptions options,
                        GenerationListener& listener)
     : options_(std::move(options)),
       listener_(listener),
+      tokenizer_(tokenizer),
       decoder_(tokenizer),
       stops_(options_.stop) {}
 
@@ -83,8 +86,21 @@ v1::Delta Generation::new_delta() const {
 std::string Generation::finish_text() {
   if (text_ended_) return {};
   text_ended_ = true;
-  std::string text = push_text(decoder_.finish());
+  std::string rest = decoder_.finish();
+  if (options_.answer != nullptr) {
+    rest = options_.answer->push(rest);
+    rest += options_.answer->finish();
+  }
+  std::string text = push_text(rest);
   text += stops_.finish();
+  return text;
+}
+
+std::string Generation::plain_text(int32_t id) {
+  std::string text = decoder_.push(id);
+  if (options_.answer == nullptr) return text;
+  text = options_.answer->push(text);
+  if (tokenizer_.is_special(id)) text += options_.answer->special(id);
   return text;
 }
 
@@ -94,7 +110,7 @@ bool Generation::on_token(const OutputToken& token) {
                           options_.stop_ids.end();
   v1::Delta delta = new_delta();
   delta.add_token_ids(token.id);
-  delta.set_text(is_stop_id ? finish_text() : push_text(decoder_.push(token.id)));
+  delta.set_text(is_stop_id ? finish_text() : push_text(plain_text(token.id)));
   if (options_.logprobs) {
     v1::TokenLogprobs& top = *delta.add_logprobs();
     for (const TokenScore& score : token.logprobs) {
@@ -124,6 +140,14 @@ void Generation::on_finished(FinishReason reason, std::optional<int32_t> stop_id
     finished.set_matched_stop(*stops_.matched());
   } else if (stop_id) {
     finished.set_matched_stop(std::to_string(*stop_id));
+  }
+  if (options_.answer != nullptr) {
+    for (const ToolCall& call : options_.answer->calls()) {
+      v1::ToolCall& said = *finished.add_tool_calls();
+      said.set_name(call.name);
+      said.set_arguments_json(jinja::to_json(call.arguments));
+      if (!call.id.empty()) said.set_id(call.id);
+    }
   }
   finished.mutable_usage()->set_prompt_tokens(options_.num_prompt);
   finished.mutable_usage()->set_completion_tokens(num_output_);

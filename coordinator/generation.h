@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -11,6 +12,7 @@
 #include <vector>
 
 #include "coordinator/request.h"
+#include "coordinator/tokenizer/chat_answer.h"
 #include "coordinator/tokenizer/stream_decoder.h"
 #include "coordinator/tokenizer/tokenizer.h"
 #include "proto/inference.pb.h"
@@ -64,11 +66,12 @@ struct GenerationOptions {
   std::vector<int32_t> stop_ids;  // those of the request: their own text is not part of the answer
   std::vector<std::string> stop;
   bool logprobs = false;
+  std::shared_ptr<AnswerReader> answer = {};  // of this generation alone; null: all text is plain
 };
 
 // One delta for each token, with the text that it makes certain. The texts together are
-// Tokenizer::decode of the ids but the stop id, up to a stop string; the ids are all that were
-// drawn. Engine's thread only.
+// Tokenizer::decode of the ids but the stop id, less what the answer reader takes out, up to a stop
+// string; the ids are all that were drawn. Engine's thread only.
 class Generation : public RequestSink {
  public:
   // Tokenizer and listener must outlive it. Throws kInvalidArgument for an empty stop string.
@@ -79,13 +82,16 @@ class Generation : public RequestSink {
   void on_error(Code code, const std::string& message) override;
 
  private:
-  // The end of the text: what decoder and stop strings held back.
+  // The text of a token that is no stop id, before stop strings are looked for.
+  std::string plain_text(int32_t id);
+  // The end of the text: what decoder, answer reader and stop strings held back.
   std::string finish_text();
   std::string push_text(std::string_view text);
   v1::Delta new_delta() const;
 
   GenerationOptions options_;
   GenerationListener& listener_;
+  const Tokenizer& tokenizer_;
   StreamDecoder decoder_;
   StopStrings stops_;
   bool text_ended_ = false;

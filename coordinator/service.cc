@@ -377,8 +377,10 @@ void Service::submit(PreparedRequest prepared, const std::string& caller,
   std::vector<Request> answers;
   for (int32_t index = 0; index < prepared.n; ++index) {
     // The listener and the sink are one object.
+    GenerationOptions options = prepared.options(index);
+    if (prepared.make_answer_reader) options.answer = prepared.make_answer_reader();
     const auto output =
-        std::make_shared<Answer>(serving.model.tokenizer, prepared.options(index), replies);
+        std::make_shared<Answer>(serving.model.tokenizer, std::move(options), replies);
     answers.push_back(prepared.answer(index));
     answers.back().sink = std::shared_ptr<RequestSink>(output, output->sink());
   }

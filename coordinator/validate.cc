@@ -276,27 +276,59 @@ std::vector<int32_t> prompt_of(const v1::GenerateRequest& request, const ServedM
   return model.chat_format.plain(request.text());
 }
 
-std::vector<ChatTurn> turns_of(const v1::ChatRequest& request) {
+ToolCall call_of(const v1::ToolCall& call, const std::string& path) {
+  if (!is_tool_name(call.name())) {
+    refuse(path + ".name", std::to_string(call.name().size()) + " bytes",
+           "1 to 64 bytes without spaces and control characters");
+  }
+  check_utf8(path + ".name", call.name());
+  check_utf8(path + ".id", call.id());
+  check_count(path + ".id", call.id().size(), kMaxCallIdBytes, "bytes");
+  return {call.name(), read_arguments(path + ".arguments_json", call.arguments_json()), call.id()};
+}
+
+// Roles, and what this model's format can hold, are ChatFormat's to check.
+ChatTurn turn_of(const v1::ChatMessage& message, const std::string& path) {
+  check_utf8(path + ".content", message.content());
+  check_utf8(path + ".name", message.name());
+  check_utf8(path + ".tool_call_id", message.tool_call_id());
+  check_count(path + ".tool_call_id", message.tool_call_id().size(), kMaxCallIdBytes, "bytes");
+  const bool is_tool = message.role() == "tool" || message.role() == "observation";
+  if (message.has_tool_call_id() && !is_tool) {
+    refuse(path + ".tool_call_id", "it with the role \"" + message.role().substr(0, 32) + '"',
+           "with \"tool\" only");
+  }
+  if (message.has_name() && !is_tool_name(message.name())) {
+    refuse(path + ".name", std::to_string(message.name().size()) + " bytes",
+           "1 to 64 bytes without spaces and control characters");
+  }
+  check_count(path + ".tool_calls", static_cast<size_t>(message.tool_calls_size()), kMaxCalls,
+              "calls");
+  ChatTurn turn{message.role(), message.content()};
+  for (int i = 0; i < message.tool_calls_size(); ++i) {
+    turn.calls.push_back(call_of(message.tool_calls(i), indexed(path + ".tool_calls", i)));
+  }
+  turn.call_id = message.tool_call_id();
+  if (!is_tool) turn.metadata = message.name();
+  return turn;
+}
+
+Conversation conversation_of(const v1::ChatRequest& request) {
   if (request.messages().empty()) refuse("messages", "none", "at least one");
   check_count("messages", static_cast<size_t>(request.messages_size()), kMaxMessages, "messages");
   std::vector<ChatTurn> turns;
   size_t bytes = 0;
   for (int i = 0; i < request.messages_size(); ++i) {
-    const v1::ChatMessage& message = request.messages(i);
-    const std::string path = indexed("messages", i);
-    refuse_if_set(message.has_name(), path + ".name");
-    refuse_if_set(message.tool_calls_size() > 0, path + ".tool_calls");
-    const std::string& role = message.role();
-    if (role != "system" && role != "user" && role != "assistant") {
-      refuse(path + ".role", role.size() > 32 ? "a longer word" : '"' + role + '"',
-             "\"system\", \"user\" or \"assistant\"");
+    bytes += request.messages(i).content().size();
+    for (const v1::ToolCall& call : request.messages(i).tool_calls()) {
+      bytes += call.arguments_json().size();
     }
-    check_utf8(path + ".content", message.content());
-    bytes += message.content().size();
     check_count("messages", bytes, kMaxPromptBytes, "bytes of content or more");
-    turns.push_back({role, message.content()});
+    turns.push_back(turn_of(request.messages(i), indexed("messages", i)));
   }
-  return turns;
+  std::vector<Tool> tools;
+  if (request.has_tools_json()) tools = read_tools(request.tools_json());
+  return {std::move(turns), std::move(tools)};
 }
 
 }  // namespace
@@ -336,13 +368,16 @@ PreparedRequest prepare(const v1::GenerateRequest& request, const ServedModel& m
 
 PreparedRequest prepare(const v1::ChatRequest& request, const ServedModel& model) {
   PreparedRequest prepared = check_common(request, model);
-  refuse_if_set(request.has_tools_json(), "tools_json");
+  const Conversation conversation = conversation_of(request);
   if (!request.ignore_eos()) {
     // The end of an answer in this chat format; a plain text has no turns that could end.
     const std::vector<int32_t>& ends = model.chat_format.stop_ids();
     prepared.request.stop_ids.insert(prepared.request.stop_ids.end(), ends.begin(), ends.end());
   }
-  set_prompt(request, model, "messages", model.chat_format.render(turns_of(request)), prepared);
+  set_prompt(request, model, "messages", model.chat_format.render(conversation), prepared);
+  prepared.make_answer_reader = [&format = model.chat_format, tools = conversation.tools] {
+    return format.answer_reader(tools);
+  };
   return prepared;
 }
 

@@ -7,6 +7,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -22,6 +24,8 @@ namespace trireme {
 // Bounds that no model sets. A prompt's bytes are bounded before they are tokenised.
 inline constexpr size_t kMaxPromptBytes = size_t{1} << 20;
 inline constexpr int kMaxMessages = 1024;
+inline constexpr int kMaxCalls = 128;  // of a message
+inline constexpr size_t kMaxCallIdBytes = 64;
 inline constexpr int kMaxStops = 16;
 inline constexpr size_t kMaxStopBytes = 256;
 inline constexpr int kMaxStopIds = 64;
@@ -49,6 +53,8 @@ struct PreparedRequest {
   Request request;                // of answer 0, without deadline and sink
   std::vector<std::string> stop;  // strings that end the text
   int32_t n = 1;                  // answers
+  // Of a Chat: what takes an answer's calls out of its text. Null, or gives null: nothing does.
+  std::function<std::unique_ptr<AnswerReader>()> make_answer_reader;
 
   // What to submit for one of the answers, without sink, and how its tokens become text.
   Request answer(int32_t index) const;

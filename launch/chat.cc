@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <chrono>
 #include <cstring>
+#include <deque>
 #include <fstream>
 #include <iostream>
 #include <iterator>
@@ -23,15 +24,20 @@ constexpr std::chrono::seconds kConnectTime{5};
 // How soon Ctrl-C is looked at while an answer comes.
 constexpr std::chrono::milliseconds kSignalPoll{50};
 
-std::shared_ptr<grpc::ChannelCredentials> make_credentials(const ChatFlags& flags) {
-  if (flags.tls_ca.empty()) return grpc::InsecureChannelCredentials();
-  std::ifstream file(flags.tls_ca, std::ios::binary);
-  grpc::SslCredentialsOptions ssl;
-  ssl.pem_root_certs.assign(std::istreambuf_iterator<char>(file), {});
-  if (!file || ssl.pem_root_certs.empty()) {
-    throw Error(Code::kNotFound, "cannot read --tls_ca " + flags.tls_ca + ": " +
+std::string read_file(const std::string& path, const std::string& flag) {
+  std::ifstream file(path, std::ios::binary);
+  std::string text{std::istreambuf_iterator<char>(file), {}};
+  if (!file || text.empty()) {
+    throw Error(Code::kNotFound, "cannot read " + flag + " " + path + ": " +
                                      (file ? "it is empty" : std::strerror(errno)));
   }
+  return text;
+}
+
+std::shared_ptr<grpc::ChannelCredentials> make_credentials(const ChatFlags& flags) {
+  if (flags.tls_ca.empty()) return grpc::InsecureChannelCredentials();
+  grpc::SslCredentialsOptions ssl;
+  ssl.pem_root_certs = read_file(flags.tls_ca, "--tls_ca");
   return grpc::SslCredentials(ssl);
 }
 
@@ -70,32 +76,53 @@ class Client {
     }
     stub_ = v1::Inference::NewStub(channel);
     if (!flags.system.empty()) add_turn("system", flags.system);
+    if (!flags.tools_file.empty()) request_.set_tools_json(read_file(flags.tools_file, "--tools"));
   }
 
   // Asks, prints the answer as it comes, and remembers both. Ctrl-C ends the answer. What an error
-  // leaves unanswered is forgotten.
+  // leaves unanswered is forgotten. After tool calls the next texts are their results.
   grpc::Status ask(const std::string& text) {
-    add_turn("user", text);
+    const int before = request_.messages_size();
+    const std::deque<v1::ToolCall> open_before = open_calls_;
+    if (open_calls_.empty()) {
+      add_turn("user", text);
+    } else {
+      v1::ChatMessage& result = add_turn("tool", text);
+      result.set_name(open_calls_.front().name());
+      if (open_calls_.front().has_id()) result.set_tool_call_id(open_calls_.front().id());
+      open_calls_.pop_front();
+      if (!open_calls_.empty()) return grpc::Status::OK;
+    }
     std::string answer;
-    const grpc::Status status = stream(answer);
+    v1::Finished finished;
+    const grpc::Status status = stream(answer, finished);
     if (!answer.empty()) std::cout << std::endl;
     const bool stopped = status.error_code() == grpc::StatusCode::CANCELLED;
     if (status.ok() || (stopped && !answer.empty())) {
-      add_turn("assistant", answer);
+      *add_turn("assistant", answer).mutable_tool_calls() = finished.tool_calls();
+      for (const v1::ToolCall& call : finished.tool_calls()) show_call(call);
     } else {
-      request_.mutable_messages()->RemoveLast();
+      request_.mutable_messages()->DeleteSubrange(before, request_.messages_size() - before);
+      open_calls_ = open_before;
     }
     return status;
   }
 
  private:
-  void add_turn(const std::string& role, const std::string& content) {
+  v1::ChatMessage& add_turn(const std::string& role, const std::string& content) {
     v1::ChatMessage& turn = *request_.add_messages();
     turn.set_role(role);
     turn.set_content(content);
+    return turn;
   }
 
-  grpc::Status stream(std::string& answer) {
+  void show_call(const v1::ToolCall& call) {
+    const std::string text = "calls " + call.name() + "(" + call.arguments_json() + ")";
+    std::cout << (terminal_ ? for_terminal(text) : text) << std::endl;
+    open_calls_.push_back(call);
+  }
+
+  grpc::Status stream(std::string& answer, v1::Finished& finished) {
     if (flags_.max_tokens) request_.set_max_tokens(*flags_.max_tokens);
     if (flags_.temperature) request_.mutable_sampling()->set_temperature(*flags_.temperature);
     if (flags_.seed) request_.mutable_sampling()->set_seed(*flags_.seed);
@@ -107,6 +134,7 @@ class Client {
     bool begun = false;
     while (wait(queue, context)) {
       if (begun && reply.has_delta()) show(reply.delta().text(), answer);
+      if (begun && reply.has_finished()) finished = reply.finished();
       begun = true;
       reader->Read(&reply, nullptr);
     }
@@ -137,7 +165,8 @@ class Client {
   const bool terminal_;
   std::string token_;
   std::unique_ptr<v1::Inference::Stub> stub_;
-  v1::ChatRequest request_;  // with the conversation so far
+  v1::ChatRequest request_;              // with the conversation so far
+  std::deque<v1::ToolCall> open_calls_;  // of the last answer, without a result yet
 };
 
 // False: the end of the input, or Ctrl-C.

@@ -254,6 +254,9 @@ CLI::App* add_chat(CLI::App& app, ChatFlags& flags) {
   chat->add_option("text", flags.text, "one question; without it, a conversation");
   chat->add_option("--server", flags.server, "HOST:PORT or unix:PATH")->capture_default_str();
   chat->add_option("--system", flags.system, "system message");
+  chat->add_option("--tools", flags.tools_file,
+                   "a JSON file of functions that the model may call; in a conversation the line "
+                   "after a call is its result");
   chat->add_option("--token_file", flags.token_file, "the server's token");
   chat->add_option("--tls_ca", flags.tls_ca, "use TLS; the server's CA or certificate, PEM");
   chat->add_option("--max_tokens", flags.max_tokens, "of each answer");

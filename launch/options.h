@@ -69,6 +69,7 @@ struct ChatFlags {
   std::string server = "127.0.0.1:50051";
   std::string system;
   std::string text;  // one question, or empty for a conversation
+  std::string tools_file;
   std::string token_file;
   std::string tls_ca;
   std::optional<int32_t> max_tokens;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "coordinator/tokenizer/chat_settings.h"
 
+#include <cctype>
 #include <filesystem>
 
 #include "coordinator/tokenizer/json_fields.h"
@@ -11,29 +12,65 @@
 namespace trireme {
 namespace {
 
-constexpr uint64_t kTemplateBytesMax = 1 << 20;
+constexpr uint64_t kTextBytesMax = 1 << 20;
 
-// Of an array of named templates, the one called "default".
-std::string template_of(const JsonField& config) {
-  const auto field = config.find("chat_template");
-  if (!field.has_value()) return "";
-  if (field->is_string()) return field->text();
-  for (size_t i = 0; i < field->size(); ++i) {
-    const JsonField entry = field->at(i);
-    if (entry["name"].text() == "default") return entry["template"].text();
-  }
-  return "";
-}
-
-std::string read_template_file(const std::string& file) {
+std::string read_text_file(const std::string& file) {
   if (!std::filesystem::exists(file)) return "";
   const MappedFile bytes(file);
-  if (bytes.size() > kTemplateBytesMax) {
+  if (bytes.size() > kTextBytesMax) {
     throw Error(Code::kInvalidArgument, "cannot read " + file + ": it has " +
                                             std::to_string(bytes.size()) + " bytes, at most " +
-                                            std::to_string(kTemplateBytesMax) + " are taken");
+                                            std::to_string(kTextBytesMax) + " are taken");
   }
   return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
+}
+
+// One template, or an array of named ones.
+void read_templates(const JsonField& config, ChatSettings& settings) {
+  const auto field = config.find("chat_template");
+  if (!field.has_value()) return;
+  if (field->is_string()) {
+    settings.chat_template = field->text();
+    return;
+  }
+  for (size_t i = 0; i < field->size(); ++i) {
+    const JsonField entry = field->at(i);
+    const std::string& name = entry["name"].text();
+    if (name == "default") settings.chat_template = entry["template"].text();
+    if (name == "tool_use") settings.tool_template = entry["template"].text();
+  }
+}
+
+// A special token is named by its text, or by an object that holds it.
+std::string token_of(const JsonField& config, const char* key) {
+  const auto field = config.find(key);
+  if (!field.has_value()) return "";
+  return field->is_object() ? (*field)["content"].text() : field->text();
+}
+
+// The name that a checkpoint was published under: "THUDM/chatglm2-6b".
+std::optional<bool> names_chatglm2(const std::string& file, const char* key) {
+  if (!std::filesystem::exists(file)) return std::nullopt;
+  const nlohmann::json json = read_json(file);
+  const auto field = JsonField(json, file + ": ").find(key);
+  if (!field.has_value() || !field->is_string()) return std::nullopt;
+  std::string name = field->text();
+  for (char& c : name) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+  if (name.find("chatglm2") != name.npos) return true;
+  if (name.find("chatglm3") != name.npos) return false;
+  return std::nullopt;
+}
+
+// ChatGLM2 and ChatGLM3 have one tokenizer.model and one form of config.json. What tells them apart
+// is their published name, or that ChatGLM2's tokenizer code knows no role tokens; the code is only
+// searched. Where nothing tells, ChatGLM3.
+bool looks_like_chatglm2(const std::string& path) {
+  const auto by_config = names_chatglm2(path + "/config.json", "_name_or_path");
+  if (by_config.has_value()) return *by_config;
+  const auto by_tokenizer = names_chatglm2(path + "/tokenizer_config.json", "name_or_path");
+  if (by_tokenizer.has_value()) return *by_tokenizer;
+  const std::string code = read_text_file(path + "/tokenization_chatglm.py");
+  return !code.empty() && code.find("<|user|>") == code.npos;
 }
 
 void add_template_prefix(const JsonField& processor, const Tokenizer& tokenizer,
@@ -75,11 +112,13 @@ void read_directory(const std::string& path, const std::vector<int32_t>& bos,
   if (std::filesystem::exists(config_file)) {
     const nlohmann::json json = read_json(config_file);
     const JsonField config(json, config_file + ": ");
-    settings.chat_template = template_of(config);
+    read_templates(config, settings);
+    settings.bos_token = token_of(config, "bos_token");
+    settings.eos_token = token_of(config, "eos_token");
     if (const auto field = config.find("add_bos_token")) adds_bos = field->boolean();
   }
   if (settings.chat_template.empty()) {
-    settings.chat_template = read_template_file(path + "/chat_template.jinja");
+    settings.chat_template = read_text_file(path + "/chat_template.jinja");
   }
   if (adds_bos.has_value()) {
     if (*adds_bos) settings.prefix = bos;
@@ -115,6 +154,7 @@ ChatSettings read_chat_settings(const std::string& path, const std::string& fami
   if (bos_id >= 0) bos.push_back(bos_id);
   if (std::filesystem::is_directory(path)) {
     read_directory(path, bos, tokenizer, settings);
+    settings.is_chatglm2 = family == "chatglm" && looks_like_chatglm2(path);
     return settings;
   }
   const GgufFile gguf(path);
@@ -132,8 +172,11 @@ std::optional<std::string> default_system_message(const std::string& chat_templa
   constexpr std::string_view kEnd = "<|im_end|>";
   const std::string_view text = chat_template;
   for (size_t at = text.find(kBegin); at != text.npos; at = text.find(kBegin, at + 1)) {
-    if (at == 0 || (text[at - 1] != '\'' && text[at - 1] != '"')) continue;
-    const auto literal = read_literal(text.substr(at + kBegin.size()), text[at - 1]);
+    const bool quoted = at > 0 && (text[at - 1] == '\'' || text[at - 1] == '"');
+    const std::string_view rest = text.substr(at + kBegin.size());
+    // Outside of tags the text ends where the next tag begins.
+    const auto literal = quoted ? read_literal(rest, text[at - 1])
+                                : std::optional(std::string(rest.substr(0, rest.find('{'))));
     if (!literal.has_value() || !literal->starts_with('\n')) continue;
     const size_t end = literal->find(kEnd);
     if (end != literal->npos) return literal->substr(1, end - 1);

@@ -12,8 +12,12 @@
 namespace trireme {
 
 struct ChatSettings {
-  std::string family;           // ModelSpec.family
-  std::string chat_template;    // Jinja, searched for literals only; empty: none
+  std::string family;         // ModelSpec.family
+  bool is_chatglm2 = false;   // where the vocabulary fits ChatGLM3 too
+  std::string chat_template;  // Jinja; empty: none
+  std::string tool_template;  // for conversations with tools; empty: the same one
+  std::string bos_token;      // as templates write them
+  std::string eos_token;
   std::vector<int32_t> prefix;  // of a plain prompt: bos where the tokenizer adds it
 };
 

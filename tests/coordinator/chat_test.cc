@@ -120,7 +120,8 @@ const char* const kSmolTemplate =
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
     "{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging "
     "Face<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + "
-    "message['content'] + '<|im_end|>' + '\n'}}{% endfor %}";
+    "message['content'] + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}"
+    "{{ '<|im_start|>assistant\n' }}{% endif %}";
 
 TEST(Chat, SmolLm2PutsItsSystemMessageInFront) {
   const std::string shared = kShared + "models/smollm2-135m/";
@@ -185,9 +186,11 @@ TEST(Chat, GlmOpensTheAnswerAsItsTemplateDoes) {
   Ids with_newline = open;
   with_newline.push_back(198);
   EXPECT_EQ(Model(folder.path(), "glm").chat->render(kHello), with_newline);
-  folder.write("chat_template.jinja", "{% if g %}<|assistant|>\n{% endif %}");
+  const std::string turns =
+      "[gMASK]<sop>{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{% endfor %}";
+  folder.write("chat_template.jinja", turns + "<|assistant|>\n{# #}");
   EXPECT_EQ(Model(folder.path(), "glm").chat->render(kHello), with_newline);
-  folder.write("chat_template.jinja", "{% if g %}{{ '<|assistant|>' }}{% endif %}");
+  folder.write("chat_template.jinja", turns + "{{ '<|assistant|>' }}");
   EXPECT_EQ(Model(folder.path(), "glm").chat->render(kHello), open);
 }
 
@@ -225,16 +228,17 @@ TEST(Chat, PlainPromptsHaveTheBosThatTheFilesSay) {
 
 TEST(Chat, BadConversationsAreRefused) {
   const Model model(test_data("tiny-qwen2"), "qwen2");
-  expect_error(Code::kInvalidArgument, "no message", [&] { (void)model.chat->render({}); });
-  expect_error(Code::kInvalidArgument, "message 1 has the role \"root\"", [&] {
+  expect_error(Code::kInvalidArgument, "no message", [&] { (void)model.chat->render(Turns{}); });
+  expect_error(Code::kInvalidArgument, "messages[1].role: found \"root\"", [&] {
     (void)model.chat->render(Turns{{"user", "a"}, {"root", "b"}});
   });
   expect_error(Code::kInvalidArgument, "an unknown role", [&] {
     (void)model.chat->render(Turns{{"\xFF", "a"}});
   });
-  expect_error(Code::kInvalidArgument, "message 0: byte 2", [&] {
-    (void)model.chat->render(Turns{{"user", "ab\xFF"}});
-  });
+  expect_error(Code::kInvalidArgument,
+               "messages[0].content: found a byte that is not UTF-8 at offset 2", [&] {
+                 (void)model.chat->render(Turns{{"user", "ab\xFF"}});
+               });
 }
 
 TEST(Chat, AModelWithoutAFormatSaysSo) {

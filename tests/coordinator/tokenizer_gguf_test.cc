@@ -120,7 +120,11 @@ TEST(TokenizerGguf, ChatSettingsComeFromTheMetadata) {
   const TemporaryFolder folder;
   GgufTokenizer source;
   source.chat_template =
-      "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nBe kind.<|im_end|>\n' }}";
+      "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nBe kind.<|im_end|>\n' }}{% "
+      "endif %}"
+      "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% "
+      "endfor %}"
+      "{{ '<|im_start|>assistant\n' }}";
   source.adds_bos = true;
   const std::string file = source.write(folder);
   const auto tokenizer = load_tokenizer(file, "qwen2");
@@ -128,8 +132,9 @@ TEST(TokenizerGguf, ChatSettingsComeFromTheMetadata) {
   EXPECT_EQ(chat->name(), std::string("chatml"));
   EXPECT_EQ(chat->plain("a").front(), 480);
   const ChatTurn user{"user", "hi"};
-  const ChatTurn both[] = {{"system", "Be kind."}, user};
-  EXPECT_EQ(chat->render({&user, 1}), chat->render(both));
+  const std::vector<ChatTurn> alone = {user};
+  const std::vector<ChatTurn> both = {{"system", "Be kind."}, user};
+  EXPECT_EQ(chat->render(alone), chat->render(both));
 }
 
 TEST(TokenizerGguf, BadMetadataIsRefusedByName) {

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "coordinator/tokenizer/chat_prompt.h"
 #include "coordinator/validate.h"
 #include "kernels/base/error.h"
 
@@ -41,14 +42,10 @@ class PlainChat final : public ChatFormat {
     stop_ids_ = {kEndOfTurn};
   }
   const char* name() const override { return "plain"; }
-  std::vector<int32_t> render(std::span<const ChatTurn> turns) const override {
-    std::vector<int32_t> ids;
-    for (const ChatTurn& turn : turns) {
-      const std::vector<int32_t> content = tokenizer_.encode(turn.content);
-      ids.insert(ids.end(), content.begin(), content.end());
-      ids.push_back(kEndOfTurn);
-    }
-    return ids;
+
+ protected:
+  void write(const Conversation& conversation, Prompt& prompt) const override {
+    for (const ChatTurn& turn : conversation.turns) prompt.text(turn.content).ids({kEndOfTurn});
   }
 };
 

@@ -116,14 +116,88 @@ const std::vector<GenerateRow> kGenerateRows{
      {"sampling.field number 77"}},
 };
 
+const std::vector<ChatRow>& tool_rows() {
+  using C = v1::ChatRequest;
+  static const std::vector<ChatRow> rows{
+      {"name", [](C& r) { r.mutable_messages(0)->set_name("x"); }, kLacking, {"messages[0].name"}},
+      {"name with a space",
+       [](C& r) { r.mutable_messages(0)->set_name("a b"); },
+       kBad,
+       {"messages[0].name: ", "without spaces"}},
+      {"a call of nothing",
+       [](C& r) { r.mutable_messages(0)->add_tool_calls(); },
+       kBad,
+       {"messages[0].tool_calls[0].name: ", "0 bytes"}},
+      {"a user's call",
+       [](C& r) {
+         v1::ToolCall& call = *r.mutable_messages(0)->add_tool_calls();
+         call.set_name("f");
+         call.set_arguments_json("{}");
+       },
+       kBad,
+       {"messages[0].tool_calls: ", "\"assistant\" only"}},
+      {"an assistant's call",
+       [](C& r) {
+         r.mutable_messages(0)->set_role("assistant");
+         v1::ToolCall& call = *r.mutable_messages(0)->add_tool_calls();
+         call.set_name("f");
+         call.set_arguments_json("{}");
+       },
+       kLacking,
+       {"messages[0].tool_calls: ", "(plain) has no tools"}},
+      {"arguments that are no object",
+       [](C& r) {
+         v1::ToolCall& call = *r.mutable_messages(0)->add_tool_calls();
+         call.set_name("f");
+         call.set_arguments_json("[1]");
+       },
+       kBad,
+       {"messages[0].tool_calls[0].arguments_json: ", "a list", "an object"}},
+      {"an id with a question",
+       [](C& r) { r.mutable_messages(0)->set_tool_call_id("x"); },
+       kBad,
+       {"messages[0].tool_call_id: ", "\"tool\" only"}},
+      {"no tools", [](C& r) { r.set_tools_json("[]"); }, kBad, {"tools_json: ", "0 tools"}},
+      {"tools_json",
+       [](C& r) { r.set_tools_json(R"([{"name": "f"}])"); },
+       kLacking,
+       {"tools_json: ", "(plain) has no tools"}},
+      {"tools_json that is no JSON",
+       [](C& r) { r.set_tools_json("[{"); },
+       kBad,
+       {"tools_json: ", "at byte 3"}},
+      {"a tool without a name",
+       [](C& r) { r.set_tools_json(R"([{"name": "f"}, {"type": "function", "function": {}}])"); },
+       kBad,
+       {"tools_json[1].function.name: ", "nothing"}},
+      {"two tools of one name",
+       [](C& r) { r.set_tools_json(R"([{"name": "f"}, {"name": "f"}])"); },
+       kBad,
+       {"tools_json[1]: ", "tools_json[0]"}},
+      {"a tool of another type",
+       [](C& r) { r.set_tools_json(R"([{"type": "python", "function": {}}])"); },
+       kBad,
+       {"tools_json[0].type: ", "'python'"}},
+      {"tools_json nested too deep",
+       [](C& r) { r.set_tools_json(std::string(70, '[')); },
+       kBad,
+       {"tools_json: ", "nested"}},
+  };
+  return rows;
+}
+
 const std::vector<ChatRow>& chat_rows() {
   using C = v1::ChatRequest;
   static const std::vector<ChatRow> rows{
       {"no message", [](C& r) { r.clear_messages(); }, kBad, {"messages: ", "none"}},
       {"unknown role",
-       [](C& r) { r.mutable_messages(0)->set_role("tool"); },
+       [](C& r) { r.mutable_messages(0)->set_role("root"); },
        kBad,
-       {"messages[0].role: ", "\"tool\"", "\"user\""}},
+       {"messages[0].role: ", "\"root\"", "\"user\""}},
+      {"a tool's turn",
+       [](C& r) { r.mutable_messages(0)->set_role("tool"); },
+       kLacking,
+       {"messages[0].role: ", "(plain) has no tools"}},
       {"no role",
        [](C& r) { r.add_messages()->set_content("x"); },
        kBad,
@@ -146,12 +220,6 @@ const std::vector<ChatRow>& chat_rows() {
        [](C& r) { r.mutable_messages(0)->set_content(std::string(40, 'a')); },
        kBad,
        {"messages: ", "41 tokens", "at most 31"}},
-      {"name", [](C& r) { r.mutable_messages(0)->set_name("x"); }, kLacking, {"messages[0].name"}},
-      {"tool_calls",
-       [](C& r) { r.mutable_messages(0)->add_tool_calls(); },
-       kLacking,
-       {"messages[0].tool_calls"}},
-      {"tools_json", [](C& r) { r.set_tools_json("[]"); }, kLacking, {"tools_json"}},
       {"negative temperature",
        [](C& r) { r.mutable_sampling()->set_temperature(-1); },
        kBad,
@@ -177,6 +245,7 @@ TEST(Validate, RefusesEveryBadFieldOfGenerate) {
 
 TEST(Validate, RefusesEveryBadFieldOfChat) {
   for (const ChatRow& row : chat_rows()) expect_refused(row, good_chat());
+  for (const ChatRow& row : tool_rows()) expect_refused(row, good_chat());
 }
 
 TEST(Validate, FillsInDefaults) {

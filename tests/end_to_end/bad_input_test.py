@@ -144,9 +144,11 @@ class BadRequests(unittest.TestCase):
                      "UNIMPLEMENTED", "messages[0].name")
         call = pb.ToolCall(name="f", arguments_json="{}")
         self.refused(chat, pb.ChatRequest(messages=[message(role="user", content="x", tool_calls=[call])]),
-                     "UNIMPLEMENTED", "messages[0].tool_calls")
-        self.refused(chat, pb.ChatRequest(messages=[message(role="user", content="x")], tools_json="[]"),
-                     "UNIMPLEMENTED", "tools_json")
+                     "INVALID_ARGUMENT", 'messages[0].tool_calls: found them with the role "user"')
+        for tools, what in (("[]", "found 0 tools"), ("[{", "at byte 3"), ('[{"name": 1}]', "found a int"),
+                            ('[{"name": "f"}, {"type": "function", "function": {}}]', "")):
+            self.refused(chat, pb.ChatRequest(messages=[message(role="user", content="x")], tools_json=tools),
+                         "INVALID_ARGUMENT", what)
         self.refused(chat, chat_request("word " * 5000), "INVALID_ARGUMENT", "the context served is 2048")
 
     def test_other_calls(self):
