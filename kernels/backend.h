@@ -4,7 +4,8 @@
 // Legend: T tokens of the micro-batch, H hidden size, Q query heads and K key/value heads of this
 // shard, D head dimension, F FFN columns of this shard, V vocabulary rows of this shard, S
 // sequences. E is the activation type: bf16 for bf16 weights, else fp32 (activation_dtype). The
-// residual stream, qkv, gate_up and logits are fp32; inputs of matmuls and the KV cache are E.
+// residual stream, qkv, gate_up and logits are fp32; inputs of matmuls are the E of the weight that
+// they meet, and the KV cache has an E of its own.
 //
 // Guarantee: on one ISA path a row of any result is bit-identical whatever T, the other rows and
 // the number of threads. Zero-sized dimensions are legal and do nothing (matmul with K = 0 yields

@@ -11,6 +11,7 @@
 #include "topology/placement.h"
 #include "topology/topology.h"
 #include "worker/model/checkpoint.h"
+#include "worker/model/dtype_map.h"
 #include "worker/model/family.h"
 
 namespace trireme {
@@ -18,26 +19,41 @@ namespace {
 
 constexpr std::chrono::milliseconds kPollInterval{2};
 
-DType choose_dtype(const PlacementFlags& flags, const ModelSpec& model) {
+void choose_dtypes(const PlacementFlags& flags, const ModelSpec& model, PlacementOptions& options) {
   const std::string& name = flags.dtype.empty() ? model.checkpoint_dtype() : flags.dtype;
-  const auto dtype = parse_dtype(name);
-  if (!dtype) {
-    throw Error(Code::kInvalidArgument,
-                "cannot use --dtype " + name + ": known are fp32, bf16, fp16");
+  if (const auto dtype = parse_dtype(name)) {
+    options.dtype = *dtype;
+    return;
   }
-  return *dtype;
+  const DtypeMap map = read_dtype_map(name, model);
+  options.dtype = map.dtype;
+  options.weight_dtypes = map.weights;
+}
+
+// A placement says all of these itself; what it says may differ.
+void refuse_beside_a_map(const PlacementFlags& flags) {
+  const std::pair<const char*, bool> given[] = {
+      {"--tp", flags.tp.has_value()},           {"--pp", flags.pp.has_value()},
+      {"--dp", flags.dp.has_value()},           {"--dtype", !flags.dtype.empty()},
+      {"--context", flags.context.has_value()}, {"--max_memory", !flags.max_memory_bytes.empty()}};
+  for (const auto& [name, present] : given) {
+    if (!present) continue;
+    throw Error(Code::kInvalidArgument, "cannot use " + std::string(name) + " with --device_map " +
+                                            flags.device_map + ": the file says it");
+  }
 }
 
 Placement choose_placement(const PlacementFlags& flags, const Topology& topology,
                            const ModelSpec& model) {
   if (flags.device_map != "auto") {
+    refuse_beside_a_map(flags);
     Placement placement = read_device_map(flags.device_map, model);
     validate_placement(topology, model, placement);
     predict_bytes(model, placement);
     return placement;
   }
   PlacementOptions options;
-  options.dtype = choose_dtype(flags, model);
+  choose_dtypes(flags, model, options);
   options.tp = flags.tp;
   options.pp = flags.pp;
   options.dp = flags.dp;

@@ -164,8 +164,11 @@ void add_placement_flags(CLI::App& app, PlacementFlags& flags) {
       "--max_memory",
       [&flags](const std::string& text) { flags.max_memory_bytes = parse_max_memory(text); },
       "what workers may use, such as 0=10GiB,1=512MiB; cpu: every CPU worker");
-  app.add_option("--dtype", flags.dtype, "of the weights (default: the checkpoint's)")
-      ->check(CLI::IsMember({"fp32", "bf16", "fp16"}));
+  app.add_option(
+         "--dtype", flags.dtype,
+         "of the weights: fp32, bf16, fp16, or a JSON file of types by module name, such as "
+         "{\"\": \"bf16\", \"lm_head\": \"fp32\"} (default: the checkpoint's)")
+      ->check(CLI::IsMember({"fp32", "bf16", "fp16"}) | CLI::ExistingFile);
   app.add_option("--max_sequences", flags.max_sequences, "requests computed at once, per replica")
       ->check(kPositive);
   app.add_option("--max_batch_tokens", flags.max_batch_tokens, "tokens of one micro-batch")

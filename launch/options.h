@@ -24,9 +24,9 @@ struct PlacementFlags {
   std::optional<int32_t> tp, pp, dp;                 // --tp --pp --dp
   std::string device_map = "auto";                   // auto or FILE (a Placement)
   std::map<std::string, uint64_t> max_memory_bytes;  // --max_memory 0=10GiB,cpu=4GiB
-  std::string dtype;                                 // fp32, bf16, fp16; empty: the checkpoint's
-  int32_t max_sequences = 32;                        // running at once in a replica
-  int32_t max_batch_tokens = 512;                    // tokens of one micro-batch
+  std::string dtype;               // fp32, bf16, fp16 or a file; empty: the checkpoint's
+  int32_t max_sequences = 32;      // running at once in a replica
+  int32_t max_batch_tokens = 512;  // tokens of one micro-batch
   std::optional<int32_t> context;  // default: the model's, or what the memory holds
   int32_t threads = 0;             // per CPU rank; 0: its share of the node's cores
   std::string isa = "auto";        // CPU path, for tests

@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "launch/job.h"
+#include "topology/shard.h"
 #include "topology/topology.h"
 
 namespace trireme {
@@ -58,7 +59,7 @@ std::string placement_table(const Topology& topology, const ModelSpec& model,
     }
   }
   std::string text = model.name() + ": " + model.family() + ", " +
-                     std::to_string(model.num_layers()) + " layers, " + placement.dtype() +
+                     std::to_string(model.num_layers()) + " layers, " + dtype_summary(placement) +
                      ", context " + std::to_string(placement.context()) + ", " +
                      std::to_string(placement.max_sequences()) + " sequences, " +
                      std::to_string(placement.num_blocks()) + " KV blocks of " +

@@ -13,6 +13,7 @@
 #include "kernels/base/log.h"
 #include "launch/job.h"
 #include "launch/stop_signal.h"
+#include "topology/shard.h"
 
 namespace trireme {
 namespace {
@@ -131,7 +132,7 @@ void say_listening(const Job& job, const ServeFlags& flags, const std::string& a
   if (!flags.tls_cert.empty()) client += " --tls_ca CA.pem";
   std::cerr << "listening on " << address << " (" << workers
             << (workers == 1 ? " worker, " : " workers, ") << job.model().name() << " in "
-            << job.placement().dtype() << ", context " << job.placement().context() << ")\n"
+            << dtype_summary(job.placement()) << ", context " << job.placement().context() << ")\n"
             << "Try:\n"
             << "  trireme chat " << client << " \"What is the capital of France?\"\n"
             << "  trireme chat " << client << '\n';

@@ -188,9 +188,8 @@ void choose_blocks(const Topology& topology, const ModelSpec& model,
 }  // namespace
 
 void predict_bytes(const ModelSpec& model, Placement& placement) {
-  const DType dtype = parse_dtype(placement.dtype()).value_or(DType::kF32);
   for_each_shard(placement, [&](const StageSpec& stage, ShardSpec& shard) {
-    shard.set_weight_bytes(weight_bytes(model, stage, shard, dtype));
+    shard.set_weight_bytes(weight_bytes(model, stage, shard, placement));
     shard.set_kv_bytes(kv_bytes(model, stage, shard, placement));
     shard.set_activation_bytes(activation_bytes(model, stage, shard, placement));
   });
@@ -216,6 +215,7 @@ Placement plan_placement(const Topology& topology, const ModelSpec& model,
     placement.add_spare_ranks(topology.ranks(worker).rank());
   }
   placement.set_dtype(dtype_name(options.dtype));
+  if (options.weight_dtypes) *placement.mutable_weight_dtypes() = *options.weight_dtypes;
   placement.set_block_size(options.block_size);
   placement.set_max_sequences(options.max_sequences);
   placement.set_max_batch_tokens(options.max_batch_tokens);
@@ -302,9 +302,7 @@ void check_replica(const Topology& topology, const ModelSpec& model, const Repli
 void validate_placement(const Topology& topology, const ModelSpec& model,
                         const Placement& placement) {
   if (placement.replicas().empty()) refuse("it", "has no replica");
-  if (!parse_dtype(placement.dtype())) {
-    refuse("dtype", "is \"" + placement.dtype() + "\", needed is fp32, bf16 or fp16");
-  }
+  validate_dtypes(model, placement);
   const auto positive = [](const char* field, int32_t value, int32_t most) {
     if (value < 1 || value > most) {
       refuse(field, "is " + std::to_string(value) + ", needed is 1 to " + std::to_string(most));

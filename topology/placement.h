@@ -14,6 +14,7 @@ namespace trireme {
 
 struct PlacementOptions {
   DType dtype = DType::kBF16;
+  std::optional<WeightDtypes> weight_dtypes;  // where matrices differ; as Placement has them
   // tp·pp·dp must not exceed the workers; what is left over is spare. Unset ones are chosen: no
   // replicas, the least tensor parallelism (1), as many stages as there are workers left.
   std::optional<int32_t> tp, pp, dp;

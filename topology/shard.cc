@@ -72,37 +72,44 @@ void validate_shard(const ModelSpec& model, const ShardSpec& shard) {
 }
 
 uint64_t weight_bytes(const ModelSpec& model, const StageSpec& stage, const ShardSpec& shard,
-                      DType dtype) {
+                      const Placement& placement) {
   const int64_t hidden = model.hidden_size();
   const int64_t q = int64_t{length(shard.heads())} * model.head_dim();
   const int64_t kv = int64_t{length(shard.kv_heads())} * model.head_dim();
   const int64_t ffn = length(shard.ffn());
   const auto f32 = element_size(DType::kF32);
-  int64_t layer = 2 * hidden * f32 + packed_weight_bytes(dtype, q + 2 * kv, hidden) +
-                  packed_weight_bytes(dtype, hidden, q) +
-                  packed_weight_bytes(dtype, 2 * ffn, hidden) +
-                  packed_weight_bytes(dtype, hidden, ffn);
-  if (model.qkv_bias()) layer += (q + 2 * kv) * f32;
-  if (model.qk_norm()) layer += 2 * model.head_dim() * f32;
-  if (model.post_norms()) layer += 2 * hidden * f32;
+  int64_t vectors = 2 * hidden * f32;
+  if (model.qkv_bias()) vectors += (q + 2 * kv) * f32;
+  if (model.qk_norm()) vectors += 2 * model.head_dim() * f32;
+  if (model.post_norms()) vectors += 2 * hidden * f32;
   // The first rank's part of a branch carries its bias.
   const int64_t branch_bias = shard.tp_rank() == 0 ? hidden * f32 : 0;
-  if (model.attention_out_bias()) layer += branch_bias;
-  if (model.mlp_bias()) layer += 2 * ffn * f32 + branch_bias;
-  layer += kv_layer_bytes(activation_dtype(dtype), 1, length(shard.kv_heads()),
-                          model.prefix_length(), model.head_dim());
-  int64_t total = layer * length(stage.layers());
-  const int64_t table = packed_weight_bytes(dtype, length(shard.vocab()), hidden);
-  if (stage.has_embedding() || (stage.has_head() && model.tied_embeddings())) total += table;
-  if (stage.has_head()) total += hidden * f32 + (model.tied_embeddings() ? 0 : table);
+  if (model.attention_out_bias()) vectors += branch_bias;
+  if (model.mlp_bias()) vectors += 2 * ffn * f32 + branch_bias;
+  // As one block of the prefix's positions.
+  const int64_t prefix = kv_layer_bytes(cache_dtype(placement), 1, length(shard.kv_heads()),
+                                        model.prefix_length(), model.head_dim());
+  int64_t total = (vectors + prefix) * length(stage.layers());
+  for (int32_t layer = stage.layers().begin(); layer < stage.layers().end(); ++layer) {
+    const auto type = [&](Matrix matrix) { return weight_dtype(placement, matrix, layer); };
+    total += packed_weight_bytes(type(Matrix::kQkv), q + 2 * kv, hidden) +
+             packed_weight_bytes(type(Matrix::kAttentionOut), hidden, q) +
+             packed_weight_bytes(type(Matrix::kGateUp), 2 * ffn, hidden) +
+             packed_weight_bytes(type(Matrix::kDown), hidden, ffn);
+  }
+  const auto table = [&](Matrix matrix) {
+    return packed_weight_bytes(weight_dtype(placement, matrix), length(shard.vocab()), hidden);
+  };
+  const bool tied = model.tied_embeddings();
+  if (stage.has_embedding() || (stage.has_head() && tied)) total += table(Matrix::kEmbedding);
+  if (stage.has_head()) total += hidden * f32 + (tied ? 0 : table(Matrix::kHead));
   return static_cast<uint64_t>(total);
 }
 
 uint64_t kv_bytes(const ModelSpec& model, const StageSpec& stage, const ShardSpec& shard,
                   const Placement& placement) {
-  const DType weights = parse_dtype(placement.dtype()).value_or(DType::kF32);
   return static_cast<uint64_t>(length(stage.layers()) *
-                               kv_layer_bytes(activation_dtype(weights), placement.num_blocks(),
+                               kv_layer_bytes(cache_dtype(placement), placement.num_blocks(),
                                               length(shard.kv_heads()), placement.block_size(),
                                               model.head_dim()));
 }
@@ -115,18 +122,21 @@ uint64_t activation_bytes(const ModelSpec& model, const StageSpec& stage, const 
   const int64_t q = int64_t{length(shard.heads())} * model.head_dim();
   const int64_t kv = int64_t{length(shard.kv_heads())} * model.head_dim();
   const int64_t ffn = length(shard.ffn());
-  const DType weights = parse_dtype(placement.dtype()).value_or(DType::kF32);
-  const int64_t e = element_size(activation_dtype(weights));
+  const auto input = [&](std::initializer_list<Matrix> matrices) {
+    return element_size(widest_input(placement, stage, matrices));
+  };
   const auto f32 = element_size(DType::kF32);
   // residual and branch; normed input; qkv; attention out; gate|up; gated product
-  int64_t bytes = tokens * (2 * hidden * f32 + hidden * e + (q + 2 * kv) * f32 + q * e +
-                            2 * ffn * f32 + ffn * e);
+  int64_t bytes = tokens * (2 * hidden * f32 + hidden * input({Matrix::kQkv, Matrix::kGateUp}) +
+                            (q + 2 * kv) * f32 + q * input({Matrix::kAttentionOut}) +
+                            2 * ffn * f32 + ffn * input({Matrix::kDown}));
   // rotary tables; the micro-batch's indices
   const int64_t context = placement.context();
   const int64_t blocks = (context + placement.block_size() - 1) / placement.block_size();
   bytes += context * (model.rope().rotary_dim() + model.local_rope().rotary_dim()) * f32;
   bytes += (3 * tokens + 3 * sequences + 1 + sequences * blocks) * element_size(DType::kI32);
   if (stage.has_head()) {
+    const auto e = element_size(activation_dtype(head_dtype(model, placement)));
     bytes += sequences * (hidden * (f32 + e) + length(shard.vocab()) * f32);
     // The first rank holds the gathered logits, and their copy on the host.
     const int copies = shard.tp_rank() > 0 ? 0 : stage.shards_size() > 1 ? 2 : 1;

@@ -9,6 +9,8 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
+#include <string>
 
 #include "kernels/dtype.h"
 #include "proto/cluster.pb.h"
@@ -27,10 +29,29 @@ ShardSpec make_shard(const ModelSpec& model, int32_t tp_rank, int32_t tp_degree)
 // heads covering the query heads. Throws kInvalidArgument naming the field.
 void validate_shard(const ModelSpec& model, const ShardSpec& shard);
 
+// The matrices that may each have a type of their own; vectors are fp32 always.
+enum class Matrix : uint8_t { kEmbedding, kHead, kQkv, kAttentionOut, kGateUp, kDown };
+
+// The type of a matrix; `layer` counts in the model, and says nothing of the first two.
+// REQUIRES, like all below: validate_dtypes returned.
+DType weight_dtype(const Placement& placement, Matrix matrix, int32_t layer = 0);
+// The type of the matrix that the head multiplies by: the embedding's if it is tied.
+DType head_dtype(const ModelSpec& model, const Placement& placement);
+// Of the KV cache: what the placement's dtype computes in, whatever single matrices are.
+DType cache_dtype(const Placement& placement);
+// The widest type that inputs of these matrices have in any layer of the stage.
+DType widest_input(const Placement& placement, const StageSpec& stage,
+                   std::initializer_list<Matrix> matrices);
+// "bf16", or "mixed bf16 fp32".
+std::string dtype_summary(const Placement& placement);
+// Throws kInvalidArgument naming the field of a placement from a file or a peer that names no type,
+// or has not one of each layer.
+void validate_dtypes(const ModelSpec& model, const Placement& placement);
+
 // What a worker allocates for this shard. Exact for CPU layouts (kernels/sizes.h). A learned prefix
 // counts with the weights.
 uint64_t weight_bytes(const ModelSpec& model, const StageSpec& stage, const ShardSpec& shard,
-                      DType dtype);
+                      const Placement& placement);
 uint64_t kv_bytes(const ModelSpec& model, const StageSpec& stage, const ShardSpec& shard,
                   const Placement& placement);
 // Buffers of one step: the stage's activations at max_batch_tokens.

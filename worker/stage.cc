@@ -10,18 +10,9 @@
 namespace trireme {
 namespace {
 
-DType dtype_of(const Placement& placement) {
-  const auto dtype = parse_dtype(placement.dtype());
-  if (!dtype) {
-    throw Error(Code::kInvalidArgument,
-                "cannot take the assignment: dtype is \"" + placement.dtype() + "\"");
-  }
-  return *dtype;
-}
-
 KvLayer kv_shape(const ModelSpec& model, const ShardSpec& shard, const Placement& placement) {
   KvLayer shape;
-  shape.dtype = activation_dtype(dtype_of(placement));
+  shape.dtype = cache_dtype(placement);
   shape.num_blocks = placement.num_blocks();
   shape.num_heads = length(shard.kv_heads());
   shape.block_size = placement.block_size();
@@ -62,6 +53,7 @@ void check_assignment(const Assign& assign) {
                 "cannot take the assignment: its model has " + std::to_string(windows) +
                     " windows for " + std::to_string(assign.model().num_layers()) + " layers");
   }
+  validate_dtypes(assign.model(), placement);
   const StageSpec& stage = placement.replicas(assign.replica()).stages(assign.stage());
   for (const ShardSpec& shard : stage.shards()) validate_shard(assign.model(), shard);
 }
@@ -70,8 +62,8 @@ Stage::Stage(const Assign& assign, Checkpoint& checkpoint, Backend& backend, Tra
              const std::function<void(uint64_t bytes_done)>& progress)
     : assign_(assign),
       backend_(backend),
-      weights_(load_weights(assign_.model(), spec(), shard(), dtype_of(assign_.placement()),
-                            checkpoint, backend, progress)),
+      weights_(load_weights(assign_.model(), spec(), shard(), assign_.placement(), checkpoint,
+                            backend, progress)),
       batch_(backend, assign_.model(), assign_.placement()),
       sampler_(assign_.logical_vocab_size()),
       histories_(assign_.placement().max_sequences()) {
@@ -96,7 +88,6 @@ Stage::Stage(const Assign& assign, Checkpoint& checkpoint, Backend& backend, Tra
   group_ = transport.make_group(group_ranks, tag + 1 + assign_.stage());
 
   const ModelSpec& model = assign_.model();
-  const DType dtype = dtype_of(placement);
   const int64_t tokens = placement.max_batch_tokens();
   const int64_t sequences = placement.max_sequences();
   const int64_t hidden = model.hidden_size();
@@ -108,7 +99,7 @@ Stage::Stage(const Assign& assign, Checkpoint& checkpoint, Backend& backend, Tra
   residual_ = allocate(tokens, hidden, DType::kF32);
   if (!spec().has_head()) return;
   head_rows_ = allocate(sequences, hidden, DType::kF32);
-  head_normed_ = allocate(sequences, hidden, activation_dtype(dtype));
+  head_normed_ = allocate(sequences, hidden, activation_dtype(head_dtype(model, placement)));
   head_local_ = allocate(sequences, length(shard().vocab()), DType::kF32);
   if (!reporter()) return;
   if (group_->size() > 1) head_ = allocate(sequences, model.vocab_size(), DType::kF32);
@@ -186,15 +177,14 @@ MicroBatchResult Stage::run(const MicroBatch& batch) {
 
 const float* Stage::logits(Tensor x, const int32_t* rows, int64_t count) {
   const ModelSpec& model = assign_.model();
-  const DType dtype = dtype_of(assign_.placement());
+  const Weight& head = model.tied_embeddings() ? weights_.embedding : weights_.head;
   const Tensor gathered(head_rows_.data(), DType::kF32, count, x.cols);
-  const Tensor normed(head_normed_.data(), activation_dtype(dtype), count, x.cols);
+  const Tensor normed(head_normed_.data(), activation_dtype(head.dtype), count, x.cols);
   const Tensor local(head_local_.data(), DType::kF32, count, length(shard().vocab()));
   backend_.gather_rows(gathered, x, rows);
   backend_.rms_norm(normed, gathered, static_cast<const float*>(weights_.final_norm.data()),
                     static_cast<float>(model.norm_eps()));
-  backend_.matmul(local, normed, model.tied_embeddings() ? weights_.embedding : weights_.head,
-                  nullptr);
+  backend_.matmul(local, normed, head, nullptr);
   if (model.logit_softcap() > 0) {
     backend_.soft_cap(local, static_cast<float>(model.logit_softcap()));
   }

@@ -167,7 +167,7 @@ class CpuBackend final : public Backend {
   void attention(Tensor y, Tensor q, const KvLayer& kv, const BatchView& batch,
                  const HeadMap& heads, const AttentionSpec& spec) override {
     check_attention(kv, spec);
-    check_tensor(y, y.dtype == kv.dtype, q.rows, q.cols);
+    check_tensor(y, y.dtype == DType::kF32 || y.dtype == DType::kBF16, q.rows, q.cols);
     check_fp32(q, batch.num_tokens, q.cols);
     check_heads(q, kv, heads);
     check_batch(kv, batch);

@@ -207,6 +207,7 @@ class FullQueue(unittest.TestCase):
 BAD_FLAGS = [
     (["--what"], "--what"),
     (["--dtype", "int9"], "--dtype: int9"),
+    (["--dtype", "/dev/null"], "cannot read /dev/null"),
     (["--tp", "0"], "--tp"),
     (["--pp", "4"], "--pp 4 is more than its 3 layers"),
     (["--listen", "0.0.0.0:0"], "--tls_cert"),

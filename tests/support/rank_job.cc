@@ -10,6 +10,7 @@
 #include "kernels/backend.h"
 #include "topology/placement.h"
 #include "worker/comm/local.h"
+#include "worker/model/dtype_map.h"
 #include "worker/model/family.h"
 #include "worker/stage.h"
 
@@ -89,7 +90,13 @@ std::vector<Assign> make_assignments(const RankJobOptions& options) {
     info.mutable_device()->set_memory_bytes(uint64_t{16} << 30);
   }
   PlacementOptions plan;
-  plan.dtype = parse_dtype(options.dtype).value();
+  if (const auto dtype = parse_dtype(options.dtype)) {
+    plan.dtype = *dtype;
+  } else {
+    const DtypeMap map = read_dtype_map(options.dtype, model);
+    plan.dtype = map.dtype;
+    plan.weight_dtypes = map.weights;
+  }
   plan.tp = options.tp;
   plan.pp = options.pp;
   plan.dp = 1;

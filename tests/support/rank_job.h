@@ -18,7 +18,7 @@ namespace trireme {
 
 struct RankJobOptions {
   std::string model_path;
-  std::string dtype = "fp32";
+  std::string dtype = "fp32";  // or a file as --dtype takes it
   std::string isa = "auto";
   int32_t tp = 1;
   int32_t pp = 1;

@@ -61,7 +61,9 @@ TEST(Shard, WeightBytesOfWholeChatGlm3AreItsParameters) {
   const ShardSpec whole = make_shard(model, 0, 1);
   // 6,243,584,000 parameters in 16 bit; norms and biases in fp32 add two bytes each.
   const uint64_t vectors = 28 * (2 * 4096 + 4608) + 4096;
-  EXPECT_EQ(weight_bytes(model, stage, whole, DType::kBF16), 2 * 6243584000u + 2 * vectors);
+  Placement placement;
+  placement.set_dtype("bf16");
+  EXPECT_EQ(weight_bytes(model, stage, whole, placement), 2 * 6243584000u + 2 * vectors);
 }
 
 TEST(Shard, AForeignShardIsRefused) {

@@ -117,6 +117,12 @@ StageSpec stage_of(int32_t begin, int32_t end, int32_t num_layers) {
   return stage;
 }
 
+Placement placement_of(DType dtype) {
+  Placement placement;
+  placement.set_dtype(dtype_name(dtype));
+  return placement;
+}
+
 struct Loaded {
   Weights weights;
   uint64_t bytes_read = 0;
@@ -127,7 +133,7 @@ Loaded load(const std::string& path, const ModelSpec& model, const StageSpec& st
   const auto checkpoint = Checkpoint::open(path);
   PlainBackend backend;
   Loaded loaded;
-  loaded.weights = load_weights(model, stage, shard, dtype, *checkpoint, backend, {});
+  loaded.weights = load_weights(model, stage, shard, placement_of(dtype), *checkpoint, backend, {});
   loaded.bytes_read = checkpoint->bytes_read();
   EXPECT_EQ(loaded.bytes_read, checkpoint_bytes(model, stage, shard, *checkpoint));
   return loaded;
@@ -398,8 +404,8 @@ TEST(LoadWeights, ReadsLargeTensorsInChunks) {
   PlainBackend backend;
   std::vector<uint64_t> reports;
   const Weights weights =
-      load_weights(model, stage_of(0, 1, 1), make_shard(model, 0, 1), DType::kF32, *checkpoint,
-                   backend, [&](uint64_t done) { reports.push_back(done); });
+      load_weights(model, stage_of(0, 1, 1), make_shard(model, 0, 1), placement_of(DType::kF32),
+                   *checkpoint, backend, [&](uint64_t done) { reports.push_back(done); });
   EXPECT_EQ(of(weights.embedding).values, counted(kVocab * kHidden, 1));
   const Matrix qkv = of(weights.layers[0].qkv);
   for (int64_t head : {int64_t{0}, kHeads - 1}) {
@@ -447,7 +453,7 @@ TEST(LoadWeights, RefusesTensorsThatDoNotFitTheConfig) {
     PlainBackend backend;
     expect_error(Code::kInvalidArgument, message, [&] {
       load_weights(model, stage_of(0, model.num_layers(), model.num_layers()),
-                   make_shard(model, 0, 1), DType::kF32, checkpoint, backend, {});
+                   make_shard(model, 0, 1), placement_of(DType::kF32), checkpoint, backend, {});
     });
     EXPECT_EQ(checkpoint.bytes_read(), 0u) << message;
   };
@@ -476,8 +482,8 @@ TEST(LoadWeights, CanBeAbandoned) {
   const auto checkpoint = Checkpoint::open(path);
   PlainBackend backend;
   expect_error(Code::kCancelled, "enough", [&] {
-    load_weights(model, stage_of(0, 3, 3), make_shard(model, 0, 1), DType::kF32, *checkpoint,
-                 backend, [](uint64_t) { throw Error(Code::kCancelled, "enough"); });
+    load_weights(model, stage_of(0, 3, 3), make_shard(model, 0, 1), placement_of(DType::kF32),
+                 *checkpoint, backend, [](uint64_t) { throw Error(Code::kCancelled, "enough"); });
   });
 }
 

@@ -9,6 +9,8 @@ namespace trireme {
 
 namespace {
 
+DType input_type(const Weight& weight) { return activation_dtype(weight.dtype); }
+
 const float* floats(const Buffer& buffer) { return static_cast<const float*>(buffer.data()); }
 
 float attention_scale(const ModelSpec& model) {
@@ -24,7 +26,6 @@ Decoder::Decoder(const ModelSpec& model, const StageSpec& stage, const ShardSpec
     : weights_(weights),
       ops_(backend),
       group_(group),
-      e_(activation_dtype(parse_dtype(placement.dtype()).value())),
       hidden_(model.hidden_size()),
       head_dim_(model.head_dim()),
       num_heads_(length(shard.heads())),
@@ -50,12 +51,15 @@ Decoder::Decoder(const ModelSpec& model, const StageSpec& stage, const ShardSpec
     return backend.allocate(
         static_cast<size_t>(placement.max_batch_tokens() * cols * element_size(type)));
   };
-  normed_ = allocate(e_, hidden_);
+  const auto input = [&](std::initializer_list<Matrix> matrices) {
+    return widest_input(placement, stage, matrices);
+  };
+  normed_ = allocate(input({Matrix::kQkv, Matrix::kGateUp}), hidden_);
   branch_ = allocate(DType::kF32, hidden_);
   qkv_ = allocate(DType::kF32, (num_heads_ + 2 * num_kv_heads_) * head_dim_);
-  attended_ = allocate(e_, num_heads_ * head_dim_);
+  attended_ = allocate(input({Matrix::kAttentionOut}), num_heads_ * head_dim_);
   gate_up_ = allocate(DType::kF32, 2 * ffn_);
-  gated_ = allocate(e_, ffn_);
+  gated_ = allocate(input({Matrix::kDown}), ffn_);
 }
 
 Tensor Decoder::view(const Buffer& buffer, DType dtype, int64_t rows, int64_t cols) const {
@@ -83,12 +87,12 @@ void Decoder::attention_block(const LayerWeights& layer, const LayerOptions& opt
   const int64_t kv_cols = num_kv_heads_ * head_dim_;
   const auto q_heads = static_cast<int32_t>(num_heads_);
   const auto k_heads = static_cast<int32_t>(num_kv_heads_);
-  const Tensor h = view(normed_, e_, x.rows, hidden_);
+  const Tensor h = view(normed_, input_type(layer.qkv), x.rows, hidden_);
   const Tensor qkv = view(qkv_, DType::kF32, x.rows, q_cols + 2 * kv_cols);
   const Tensor q = qkv.column_range(0, q_cols);
   const Tensor k = qkv.column_range(q_cols, kv_cols);
   const Tensor v = qkv.column_range(q_cols + kv_cols, kv_cols);
-  const Tensor a = view(attended_, e_, x.rows, q_cols);
+  const Tensor a = view(attended_, input_type(layer.attention_out), x.rows, q_cols);
   const Tensor branch = view(branch_, DType::kF32, x.rows, hidden_);
 
   ops_.rms_norm(h, x, floats(layer.attention_norm), eps_);
@@ -107,9 +111,9 @@ void Decoder::attention_block(const LayerWeights& layer, const LayerOptions& opt
 }
 
 void Decoder::mlp_block(const LayerWeights& layer, Tensor x) {
-  const Tensor h = view(normed_, e_, x.rows, hidden_);
+  const Tensor h = view(normed_, input_type(layer.gate_up), x.rows, hidden_);
   const Tensor gate_up = view(gate_up_, DType::kF32, x.rows, 2 * ffn_);
-  const Tensor gated = view(gated_, e_, x.rows, ffn_);
+  const Tensor gated = view(gated_, input_type(layer.down), x.rows, ffn_);
   const Tensor branch = view(branch_, DType::kF32, x.rows, hidden_);
 
   ops_.rms_norm(h, x, floats(layer.mlp_norm), eps_);

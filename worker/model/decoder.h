@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // A pre-norm decoder's layers [first, last) on one tensor-parallel shard: norm, attention,
 // residual, norm, gated FFN, residual. Every family of the table and every device runs this page;
-// what a family does not have is an empty buffer of its weights.
+// what a family does not have is an empty buffer of its weights. The input of each matmul is
+// written in the type that its weight computes with, so the types of weights may differ.
 #pragma once
 
 #include <cstdint>
@@ -46,7 +47,6 @@ class Decoder {
   const Weights& weights_;
   Backend& ops_;
   Communicator& group_;
-  DType e_;  // matmul inputs and KV
   int64_t hidden_, head_dim_, num_heads_, num_kv_heads_, ffn_;
   float eps_;
   HeadMap heads_;

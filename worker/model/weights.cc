@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "kernels/base/error.h"
+#include "topology/shard.h"
 #include "worker/model/family.h"
 #include "worker/model/prefix.h"
 #include "worker/model/slices.h"
@@ -34,13 +35,12 @@ void unpermute(std::byte* items, int64_t count, int64_t item_bytes, int64_t head
 
 class Loader {
  public:
-  Loader(const ModelSpec& model, const ShardSpec& shard, DType dtype, Checkpoint& checkpoint,
-         Backend& backend, const std::function<void(uint64_t)>& progress)
+  Loader(const ModelSpec& model, const ShardSpec& shard, Checkpoint& checkpoint, Backend& backend,
+         const std::function<void(uint64_t)>& progress)
       : head_dim_(model.head_dim()),
         norm_offset_(model.checkpoint_format() == "gguf" ? 0
                                                          : find_family(model.family()).norm_offset),
         plan_(model, shard, checkpoint),
-        dtype_(dtype),
         checkpoint_(checkpoint),
         backend_(backend),
         progress_(progress),
@@ -48,15 +48,15 @@ class Loader {
 
   uint64_t allocated() const { return allocated_; }
 
-  Weight matrix(Slot slot, int32_t layer) {
+  Weight matrix(Slot slot, int32_t layer, DType dtype) {
     const std::vector<Slice> slices = plan_.slices(slot, layer);
-    Weight weight = backend_.make_weight(dtype_, plan_.rows(slot), plan_.cols(slot));
+    Weight weight = backend_.make_weight(dtype, plan_.rows(slot), plan_.cols(slot));
     allocated_ += weight.storage.bytes();
     for (const Slice& slice : slices) fill(weight, slice);
     return weight;
   }
 
-  // fp32 whatever the dtype: norms and biases are small.
+  // fp32 whatever the matrices are: norms and biases are small.
   Buffer vector(Slot slot, int32_t layer) {
     std::vector<float> values(plan_.rows(slot));
     for (const Slice& slice : plan_.slices(slot, layer)) {
@@ -91,13 +91,13 @@ class Loader {
   // A few MiB of rows at a time, through host memory in the serving type.
   void fill(Weight& weight, const Slice& slice) {
     if (slice.rows == 0 || slice.cols == 0) return;
-    const int64_t row_bytes = slice.cols * element_size(dtype_);
+    const int64_t row_bytes = slice.cols * element_size(weight.dtype);
     const int64_t unit = slice.permuted ? head_dim_ : 1;  // whole heads are un-permuted
     const int64_t chunk = std::max<int64_t>(kChunkBytes / (row_bytes * unit), 1) * unit;
     scratch_.resize(static_cast<size_t>(std::min(chunk, slice.rows) * row_bytes));
     for (int64_t row = 0; row < slice.rows; row += chunk) {
       const int64_t rows = std::min(chunk, slice.rows - row);
-      const Tensor out(scratch_.data(), dtype_, rows, slice.cols);
+      const Tensor out(scratch_.data(), weight.dtype, rows, slice.cols);
       checkpoint_.read(*slice.tensor, slice.row + row, slice.col, out);
       if (slice.permuted) unpermute(scratch_.data(), rows, row_bytes, head_dim_);
       backend_.pack_rows(weight, slice.local + row, out);
@@ -109,7 +109,6 @@ class Loader {
   const int64_t head_dim_;
   const float norm_offset_;
   SlicePlan plan_;
-  const DType dtype_;
   Checkpoint& checkpoint_;
   Backend& backend_;
   const std::function<void(uint64_t)>& progress_;
@@ -119,13 +118,22 @@ class Loader {
   std::vector<std::byte> scratch_;
 };
 
-constexpr std::pair<Slot, Weight LayerWeights::*> kMatrices[] = {
-    {Slot::kQkv, &LayerWeights::qkv},
-    {Slot::kAttentionOut, &LayerWeights::attention_out},
-    {Slot::kGateUp, &LayerWeights::gate_up},
-    {Slot::kDown, &LayerWeights::down},
+struct MatrixPlace {
+  Slot slot;
+  Matrix matrix;
+  Weight LayerWeights::*member;
 };
-constexpr std::pair<Slot, Buffer LayerWeights::*> kVectors[] = {
+constexpr MatrixPlace kMatrices[] = {
+    {Slot::kQkv, Matrix::kQkv, &LayerWeights::qkv},
+    {Slot::kAttentionOut, Matrix::kAttentionOut, &LayerWeights::attention_out},
+    {Slot::kGateUp, Matrix::kGateUp, &LayerWeights::gate_up},
+    {Slot::kDown, Matrix::kDown, &LayerWeights::down},
+};
+struct VectorPlace {
+  Slot slot;
+  Buffer LayerWeights::*member;
+};
+constexpr VectorPlace kVectors[] = {
     {Slot::kAttentionNorm, &LayerWeights::attention_norm},
     {Slot::kQkvBias, &LayerWeights::qkv_bias},
     {Slot::kQNorm, &LayerWeights::q_norm},
@@ -138,14 +146,17 @@ constexpr std::pair<Slot, Buffer LayerWeights::*> kVectors[] = {
     {Slot::kPostMlpNorm, &LayerWeights::post_mlp_norm},
 };
 
-LayerWeights load_layer(Loader& loader, const std::vector<Slot>& slots, int32_t layer) {
+LayerWeights load_layer(Loader& loader, const std::vector<Slot>& slots, const Placement& placement,
+                        int32_t layer) {
   LayerWeights weights;
   for (Slot slot : slots) {
-    for (const auto& [matrix, member] : kMatrices) {
-      if (matrix == slot) weights.*member = loader.matrix(slot, layer);
+    for (const MatrixPlace& place : kMatrices) {
+      if (place.slot != slot) continue;
+      weights.*place.member =
+          loader.matrix(slot, layer, weight_dtype(placement, place.matrix, layer));
     }
-    for (const auto& [vector, member] : kVectors) {
-      if (vector == slot) weights.*member = loader.vector(slot, layer);
+    for (const VectorPlace& place : kVectors) {
+      if (place.slot == slot) weights.*place.member = loader.vector(slot, layer);
     }
   }
   return weights;
@@ -154,23 +165,26 @@ LayerWeights load_layer(Loader& loader, const std::vector<Slot>& slots, int32_t 
 }  // namespace
 
 Weights load_weights(const ModelSpec& model, const StageSpec& stage, const ShardSpec& shard,
-                     DType dtype, Checkpoint& checkpoint, Backend& backend,
+                     const Placement& placement, Checkpoint& checkpoint, Backend& backend,
                      const std::function<void(uint64_t bytes_done)>& progress) {
   // Finds a missing tensor before minutes of reading are spent.
   checkpoint_bytes(model, stage, shard, checkpoint);
-  Loader loader(model, shard, dtype, checkpoint, backend, progress);
+  Loader loader(model, shard, checkpoint, backend, progress);
   Weights weights;
   std::vector<Buffer> prefixes =
-      load_prefixes(model, stage, shard, activation_dtype(dtype), checkpoint, backend);
+      load_prefixes(model, stage, shard, cache_dtype(placement), checkpoint, backend);
   loader.advance();
+  const auto table = [&](Slot slot, Matrix matrix) {
+    return loader.matrix(slot, 0, weight_dtype(placement, matrix));
+  };
   for (Slot slot : outer_slots(model, stage)) {
-    if (slot == Slot::kEmbedding) weights.embedding = loader.matrix(slot, 0);
-    if (slot == Slot::kHead) weights.head = loader.matrix(slot, 0);
+    if (slot == Slot::kEmbedding) weights.embedding = table(slot, Matrix::kEmbedding);
+    if (slot == Slot::kHead) weights.head = table(slot, Matrix::kHead);
     if (slot == Slot::kFinalNorm) weights.final_norm = loader.vector(slot, 0);
   }
   const std::vector<Slot> slots = layer_slots(model, shard);
   for (int32_t layer = stage.layers().begin(); layer < stage.layers().end(); ++layer) {
-    weights.layers.push_back(load_layer(loader, slots, layer));
+    weights.layers.push_back(load_layer(loader, slots, placement, layer));
   }
   weights.bytes = loader.allocated();
   for (size_t index = 0; index < prefixes.size(); ++index) {

@@ -39,12 +39,12 @@ struct Weights {
   uint64_t bytes = 0;  // allocated on the backend
 };
 
-// Reads exactly what `shard` of `stage` owns. progress(bytes_done) is called every few MiB of the
-// checkpoint read; it may throw to abandon the load.
-// Throws kInvalidArgument for a tensor that is missing or of another shape, naming it and both
-// shapes.
+// Reads exactly what `shard` of `stage` owns, each matrix as the type that the placement gives it.
+// progress(bytes_done) is called every few MiB of the checkpoint read; it may throw to abandon the
+// load. Throws kInvalidArgument for a tensor that is missing or of another shape, naming it and
+// both shapes.
 Weights load_weights(const ModelSpec& model, const StageSpec& stage, const ShardSpec& shard,
-                     DType dtype, Checkpoint& checkpoint, Backend& backend,
+                     const Placement& placement, Checkpoint& checkpoint, Backend& backend,
                      const std::function<void(uint64_t bytes_done)>& progress);
 
 // Bytes of the checkpoint that load_weights will read for this shard, whole rows for column slices.
