@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "kernels/base/error.h"
+#include "kernels/dtype.h"
 
 namespace trireme {
 namespace {
@@ -152,6 +153,11 @@ CLI::Option* add_repeated(CLI::App& app, const std::string& name, std::vector<st
   return app.add_option(name, values, help)->expected(1)->allow_extra_args(false)->take_all();
 }
 
+std::string dtype_or_file(const std::string& value) {
+  if (parse_dtype(value) || CLI::ExistingFile(value).empty()) return "";
+  return value + " is neither fp32, bf16 or fp16 nor a file";
+}
+
 void add_placement_flags(CLI::App& app, PlacementFlags& flags) {
   app.add_option("--model", flags.model, "Hugging Face directory or GGUF file (required)");
   app.add_option("--tp", flags.tp, "ranks that share each layer")->check(kPositive);
@@ -168,7 +174,7 @@ void add_placement_flags(CLI::App& app, PlacementFlags& flags) {
          "--dtype", flags.dtype,
          "of the weights: fp32, bf16, fp16, or a JSON file of types by module name, such as "
          "{\"\": \"bf16\", \"lm_head\": \"fp32\"} (default: the checkpoint's)")
-      ->check(CLI::IsMember({"fp32", "bf16", "fp16"}) | CLI::ExistingFile);
+      ->check(dtype_or_file, "NAME|FILE");
   app.add_option("--max_sequences", flags.max_sequences, "requests computed at once, per replica")
       ->check(kPositive);
   app.add_option("--max_batch_tokens", flags.max_batch_tokens, "tokens of one micro-batch")

@@ -3,6 +3,7 @@
 
 #include <string>
 
+#include "kernels/base/error.h"
 #include "kernels/sizes.h"
 #include "topology/shard.h"
 #include "worker/model/family.h"
@@ -25,7 +26,12 @@ int64_t layer_columns(const ModelSpec& model) {
 }
 
 Encoder find_encoder(const ModelSpec& model, const SlicePlan& plan) {
-  const std::string name = find_family(model.family()).prefix_module;
+  const char* module = find_family(model.family()).prefix_module;
+  if (module == nullptr) {
+    throw Error(Code::kInvalidArgument, "cannot load " + model.name() + ": a learned prefix of " +
+                                            model.family() + " is not supported");
+  }
+  const std::string name = module;
   const int64_t columns = model.num_layers() * layer_columns(model);
   const int64_t hidden = model.prefix_hidden();
   Encoder encoder;
