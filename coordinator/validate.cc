@@ -390,6 +390,8 @@ std::vector<int32_t> tokenize(const v1::TokenizeRequest& request, const ServedMo
 
 std::string detokenize(const v1::DetokenizeRequest& request, const ServedModel& model) {
   refuse_unknown_fields(request, "");
+  check_count("token_ids", static_cast<size_t>(request.token_ids_size()), kMaxDetokenizedIds,
+              "ids");
   check_ids("token_ids", request.token_ids(), model.spec.vocab_size());
   return model.tokenizer.decode(
       {request.token_ids().data(), static_cast<size_t>(request.token_ids_size())});

@@ -23,6 +23,7 @@ namespace trireme {
 
 // Bounds that no model sets. A prompt's bytes are bounded before they are tokenised.
 inline constexpr size_t kMaxPromptBytes = size_t{1} << 20;
+inline constexpr size_t kMaxDetokenizedIds = size_t{1} << 18;  // a token may have 100 bytes
 inline constexpr int kMaxMessages = 1024;
 inline constexpr int kMaxCalls = 128;  // of a message
 inline constexpr size_t kMaxCallIdBytes = 64;

@@ -4,6 +4,7 @@
 #include <set>
 #include <thread>
 
+#include "coordinator/tokenizer/utf8.h"
 #include "kernels/base/log.h"
 #include "launch/load_display.h"
 #include "launch/workers.h"
@@ -50,6 +51,7 @@ Placement choose_placement(const PlacementFlags& flags, const Topology& topology
     Placement placement = read_device_map(flags.device_map, model);
     validate_placement(topology, model, placement);
     predict_bytes(model, placement);
+    check_memory(topology, placement);
     return placement;
   }
   PlacementOptions options;
@@ -85,6 +87,11 @@ Job::Job(const Options& options) : state_(std::make_unique<State>()) {
   State& s = *state_;
   s.flags = options.placement;
   s.max_queue = options.serve.max_queue;
+  // It travels in messages, whose texts are UTF-8.
+  if (find_broken_utf8(s.flags.model).has_value()) {
+    throw Error(Code::kInvalidArgument, "cannot read the model " + s.flags.model +
+                                            ": its name is not UTF-8; rename it, or link to it");
+  }
   s.workers = form_workers(options);
   s.model = read_model_spec(s.flags.model);
   s.tokenizer = load_tokenizer(s.flags.model, s.model.family());

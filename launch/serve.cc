@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "launch/serve.h"
 
+#include <sys/resource.h>
+
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -138,9 +140,19 @@ void say_listening(const Job& job, const ServeFlags& flags, const std::string& a
             << "  trireme chat " << client << '\n';
 }
 
+// gRPC's listener ends for good when a connection comes and no descriptor is left, so that a client
+// with a thousand connections would be the last: as many as the system grants.
+void raise_descriptor_limit() {
+  rlimit limit{};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur == limit.rlim_max) return;
+  limit.rlim_cur = limit.rlim_max;
+  (void)setrlimit(RLIMIT_NOFILE, &limit);  // what was granted before still serves
+}
+
 }  // namespace
 
 int serve(const Options& options) {
+  raise_descriptor_limit();
   StopSignal stop;
   std::atomic<bool> drain_asked{false};
   const ServeFlags& flags = options.serve;

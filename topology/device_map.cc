@@ -3,8 +3,8 @@
 
 #include <google/protobuf/util/json_util.h>
 
+#include <filesystem>
 #include <fstream>
-#include <sstream>
 
 #include "kernels/base/error.h"
 #include "topology/shard.h"
@@ -13,6 +13,30 @@ namespace trireme {
 namespace {
 
 constexpr size_t kMaxFileBytes = 16u << 20;
+
+// A pipe or a device could be read for ever: only a regular file is.
+std::string read_text(const std::string& path) {
+  std::error_code error;
+  if (!std::filesystem::is_regular_file(path, error)) {
+    throw Error(Code::kNotFound, "cannot open the device map " + path +
+                                     ": there is no such file; give --device_map auto, or a "
+                                     "Placement file as `trireme plan --json` writes it");
+  }
+  const uintmax_t size = std::filesystem::file_size(path, error);
+  if (error || size > kMaxFileBytes) {
+    throw Error(Code::kInvalidArgument, "cannot read the device map " + path + ": it has " +
+                                            std::to_string(size) +
+                                            " bytes, at most 16 MiB are read");
+  }
+  std::string text(size, '\0');
+  std::ifstream file(path, std::ios::binary);
+  file.read(text.data(), static_cast<std::streamsize>(size));
+  if (!file) {
+    throw Error(Code::kFailedPrecondition,
+                "cannot read the device map " + path + ": it is not readable to its end");
+  }
+  return text;
+}
 
 // A shard of which only the rank is given owns an even cut of its group.
 void fill_ranges(const ModelSpec& model, StageSpec& stage) {
@@ -28,21 +52,9 @@ void fill_ranges(const ModelSpec& model, StageSpec& stage) {
 }  // namespace
 
 Placement read_device_map(const std::string& path, const ModelSpec& model) {
-  std::ifstream file(path);
-  if (!file) {
-    throw Error(Code::kNotFound, "cannot open the device map " + path +
-                                     ": give --device_map auto, or a Placement file as `trireme "
-                                     "plan --json` writes it");
-  }
-  std::ostringstream text;
-  text << file.rdbuf();
-  if (text.str().size() > kMaxFileBytes) {
-    throw Error(Code::kInvalidArgument, "cannot read the device map " + path + ": it has " +
-                                            std::to_string(text.str().size()) +
-                                            " bytes, at most 16 MiB are read");
-  }
+  const std::string text = read_text(path);
   Placement placement;
-  const auto status = google::protobuf::util::JsonStringToMessage(text.str(), &placement);
+  const auto status = google::protobuf::util::JsonStringToMessage(text, &placement);
   if (!status.ok()) {
     throw Error(Code::kInvalidArgument, "cannot read the device map " + path + ": " +
                                             std::string(status.message()) +

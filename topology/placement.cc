@@ -249,12 +249,12 @@ void check_cover(const StageSpec& stage, const std::string& where, const char* f
   }
 }
 
-void check_stage(const Topology& topology, const ModelSpec& model, const StageSpec& stage,
+void check_stage(const Topology* topology, const ModelSpec& model, const StageSpec& stage,
                  const std::string& where, std::set<int32_t>& used) {
   if (stage.shards().empty()) refuse(where, "has no shard");
   int32_t tp_rank = 0;
   for (const ShardSpec& shard : stage.shards()) {
-    if (worker_of(topology, shard.rank()) < 0) {
+    if (topology != nullptr && worker_of(*topology, shard.rank()) < 0) {
       refuse(where, "names rank " + std::to_string(shard.rank()) + ", which is no worker");
     }
     if (!used.insert(shard.rank()).second) {
@@ -268,7 +268,7 @@ void check_stage(const Topology& topology, const ModelSpec& model, const StageSp
   check_cover(stage, where, "vocab", &ShardSpec::vocab, model.vocab_size());
 }
 
-void check_replica(const Topology& topology, const ModelSpec& model, const ReplicaSpec& replica,
+void check_replica(const Topology* topology, const ModelSpec& model, const ReplicaSpec& replica,
                    const std::string& where, std::set<int32_t>& used) {
   if (replica.stages().empty()) refuse(where, "has no stage");
   int32_t layer = 0;
@@ -297,10 +297,7 @@ void check_replica(const Topology& topology, const ModelSpec& model, const Repli
   }
 }
 
-}  // namespace
-
-void validate_placement(const Topology& topology, const ModelSpec& model,
-                        const Placement& placement) {
+void check_placement(const Topology* topology, const ModelSpec& model, const Placement& placement) {
   if (placement.replicas().empty()) refuse("it", "has no replica");
   validate_dtypes(model, placement);
   const auto positive = [](const char* field, int32_t value, int32_t most) {
@@ -317,6 +314,37 @@ void validate_placement(const Topology& topology, const ModelSpec& model,
   for (int index = 0; index < placement.replicas_size(); ++index) {
     check_replica(topology, model, placement.replicas(index), "replica " + std::to_string(index),
                   used);
+  }
+}
+
+}  // namespace
+
+void validate_placement(const Topology& topology, const ModelSpec& model,
+                        const Placement& placement) {
+  check_placement(&topology, model, placement);
+}
+
+void validate_placement(const ModelSpec& model, const Placement& placement) {
+  check_placement(nullptr, model, placement);
+}
+
+void check_memory(const Topology& topology, const Placement& placement) {
+  for (const ReplicaSpec& replica : placement.replicas()) {
+    for (const StageSpec& stage : replica.stages()) {
+      for (const ShardSpec& shard : stage.shards()) {
+        const RankInfo& rank = topology.ranks(worker_of(topology, shard.rank()));
+        const uint64_t needed =
+            shard.weight_bytes() + shard.kv_bytes() + shard.activation_bytes() + kReservedBytes;
+        if (needed <= rank.device().memory_bytes()) continue;
+        throw Error(Code::kResourceExhausted,
+                    "cannot use the placement: rank " + std::to_string(shard.rank()) + " (" +
+                        rank.host() + ") needs " + format_bytes(needed) + " (weights " +
+                        format_bytes(shard.weight_bytes()) + ", KV " +
+                        format_bytes(shard.kv_bytes()) + "), it has " +
+                        format_bytes(rank.device().memory_bytes()) +
+                        "; add ranks, or lower num_blocks or max_batch_tokens");
+      }
+    }
   }
 }
 

@@ -39,6 +39,12 @@ Placement plan_placement(const Topology& topology, const ModelSpec& model,
 void validate_placement(const Topology& topology, const ModelSpec& model,
                         const Placement& placement);
 
+// The same for a rank that does not know the topology: all but whether the ranks exist.
+void validate_placement(const ModelSpec& model, const Placement& placement);
+
+// Throws kResourceExhausted where a rank has less memory than predict_bytes() says that it needs.
+void check_memory(const Topology& topology, const Placement& placement);
+
 // Fills every shard's predicted bytes from the ranges.
 void predict_bytes(const ModelSpec& model, Placement& placement);
 

@@ -5,7 +5,9 @@
 #include <string>
 
 #include "kernels/base/error.h"
+#include "topology/placement.h"
 #include "topology/shard.h"
+#include "worker/model/config.h"
 
 namespace trireme {
 namespace {
@@ -26,6 +28,34 @@ float embedding_scale(const ModelSpec& model, DType table) {
   return activation_dtype(table) == DType::kBF16 ? bf16_to_float(float_to_bf16(exact)) : exact;
 }
 
+// The bounds that a config is held to, so that no product of sizes overflows.
+void check_model(const ModelSpec& model) {
+  struct Size {
+    const char* field;
+    int32_t value, most;
+    int32_t least = 1;
+  };
+  for (const Size& size :
+       {Size{"num_layers", model.num_layers(), kMaxLayers},
+        {"hidden_size", model.hidden_size(), kMaxHidden},
+        {"num_heads", model.num_heads(), kMaxHeads},
+        {"num_kv_heads", model.num_kv_heads(), model.num_heads()},
+        {"head_dim", model.head_dim(), kMaxHeadDim},
+        {"ffn_size", model.ffn_size(), kMaxFfn},
+        {"vocab_size", model.vocab_size(), kMaxVocab},
+        {"context_length", model.context_length(), kMaxContext},
+        {"rotary_dim", model.rope().rotary_dim(), model.head_dim(), 2},
+        {"local rotary_dim", model.local_rope().rotary_dim(), model.head_dim(), 0},
+        {"prefix_length", model.prefix_length(), kMaxContext, 0},
+        {"prefix_hidden", model.prefix_hidden(), kMaxFfn, 0}}) {
+    if (size.value >= size.least && size.value <= size.most) continue;
+    throw Error(Code::kInvalidArgument, std::string("cannot take the assignment: ") + size.field +
+                                            " is " + std::to_string(size.value) + ", needed is " +
+                                            std::to_string(size.least) + " to " +
+                                            std::to_string(size.most));
+  }
+}
+
 }  // namespace
 
 void check_assignment(const Assign& assign) {
@@ -41,11 +71,13 @@ void check_assignment(const Assign& assign) {
                     ", stage " + std::to_string(assign.stage()) + ", tp_rank " +
                     std::to_string(assign.tp_rank()) + " is not in its placement");
   }
-  if (placement.block_size() < 1 || placement.num_blocks() < 1 || placement.max_sequences() < 1 ||
-      placement.max_batch_tokens() < 1 || placement.context() < 1 ||
-      assign.logical_vocab_size() < 1) {
+  check_model(assign.model());
+  validate_placement(assign.model(), placement);
+  if (assign.logical_vocab_size() < 1 ||
+      assign.logical_vocab_size() > assign.model().vocab_size()) {
     throw Error(Code::kInvalidArgument,
-                "cannot take the assignment: a size of its placement is not positive");
+                "cannot take the assignment: " + std::to_string(assign.logical_vocab_size()) +
+                    " tokens in a vocabulary of " + std::to_string(assign.model().vocab_size()));
   }
   const int windows = assign.model().windows_size();
   if (windows != 0 && windows != assign.model().num_layers()) {
@@ -53,9 +85,6 @@ void check_assignment(const Assign& assign) {
                 "cannot take the assignment: its model has " + std::to_string(windows) +
                     " windows for " + std::to_string(assign.model().num_layers()) + " layers");
   }
-  validate_dtypes(assign.model(), placement);
-  const StageSpec& stage = placement.replicas(assign.replica()).stages(assign.stage());
-  for (const ShardSpec& shard : stage.shards()) validate_shard(assign.model(), shard);
 }
 
 Stage::Stage(const Assign& assign, Checkpoint& checkpoint, Backend& backend, Transport& transport,

@@ -17,8 +17,8 @@ namespace {
 // 13 bytes never occur in UTF-8, and SmolLM2 lacks 8 more. Beyond that the vocabulary is of another
 // kind, and texts would lose characters.
 constexpr int kMissingBytesMax = 32;
-// Each is compared with the text; known tokenizers have up to 2000.
-constexpr size_t kAddedMax = 16384;
+constexpr size_t kAddedMax = 16384;     // known tokenizers have up to 6300
+constexpr size_t kAddedBytesMax = 256;  // each place of a text may be compared with so many bytes
 constexpr size_t kTextBytesMax = size_t{1} << 30;
 
 // A character of UTF-8 as one number.
@@ -131,6 +131,10 @@ void Bpe::read_added(BpeModel& model) {
   special_.resize(model.tokens.size());
   for (const AddedToken& token : model.added) {
     if (token.text.empty()) fail("an added token has no text");
+    if (token.text.size() > kAddedBytesMax) {
+      fail("an added token has " + std::to_string(token.text.size()) + " bytes, at most " +
+           std::to_string(kAddedBytesMax) + " are taken");
+    }
     if (token.id < 0 || static_cast<size_t>(token.id) >= limit) {
       fail("the added token \"" + token.text + "\" has the id " + std::to_string(token.id) +
            "; ids below " + std::to_string(limit) + " are expected");

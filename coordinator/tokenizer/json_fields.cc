@@ -2,7 +2,7 @@
 #include "coordinator/tokenizer/json_fields.h"
 
 #include "kernels/base/error.h"
-#include "worker/model/mapped_file.h"
+#include "worker/model/config_json.h"
 
 namespace trireme {
 namespace {
@@ -70,20 +70,6 @@ bool JsonField::boolean(const std::string& key, bool otherwise) const {
   return field.has_value() ? field->boolean() : otherwise;
 }
 
-nlohmann::json read_json(const std::string& file) {
-  const MappedFile bytes(file);
-  if (bytes.size() > kFileBytesMax) {
-    throw Error(Code::kInvalidArgument, "cannot read " + file + ": it has " +
-                                            std::to_string(bytes.size()) + " bytes, at most " +
-                                            std::to_string(kFileBytesMax) + " are taken");
-  }
-  const auto* begin = reinterpret_cast<const char*>(bytes.data());
-  try {
-    return nlohmann::json::parse(begin, begin + bytes.size());
-  } catch (const nlohmann::json::exception& e) {
-    throw Error(Code::kInvalidArgument, "cannot read " + file + ": it is no JSON (" + e.what() +
-                                            "); copy the file of the checkpoint again");
-  }
-}
+nlohmann::json read_json(const std::string& file) { return read_json_object(file, kFileBytesMax); }
 
 }  // namespace trireme

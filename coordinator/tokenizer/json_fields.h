@@ -42,7 +42,7 @@ class JsonField {
   std::string place_;
 };
 
-// Throws kNotFound, or kInvalidArgument where the file is too large or no JSON.
+// Throws kNotFound, or kInvalidArgument where the file is too large, too deep or no JSON object.
 nlohmann::json read_json(const std::string& file);
 
 }  // namespace trireme

@@ -30,6 +30,8 @@ constexpr uint32_t kStepsFirst = 1024;
 constexpr double kSecondsMin = 2;
 constexpr double kSecondsPerByte = 5e-6;
 constexpr uint64_t kMatchesPerLook = 64;  // at the clock
+// Places that one try may begin at: PCRE2 counts steps anew for each.
+constexpr size_t kPlacesAtOnce = 64;
 
 double processor_seconds() {
   timespec now{};
@@ -162,7 +164,8 @@ Regex::Regex(const std::string& pattern, const std::string& file) : pattern_(pat
   CHECK(context != nullptr, "pcre2_compile_context_create");
   // ^ and $ are those of lines, as in Oniguruma's Ruby syntax.
   pcre2_set_newline(context.get(), PCRE2_NEWLINE_LF);
-  const uint32_t options = PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C;
+  const uint32_t options =
+      PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C | PCRE2_USE_OFFSET_LIMIT;
   int error = 0;
   PCRE2_SIZE offset = 0;
   code_.reset(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(translated.data()), translated.size(),
@@ -177,14 +180,22 @@ std::optional<RegexMatch> Regex::find(std::string_view text, size_t from,
   const uint64_t most =
       std::min<uint64_t>(kStepsMin + uint64_t{kStepsPerByte} * text.size(), UINT32_MAX);
   if (++scratch.matches_ % kMatchesPerLook == 0) scratch.check_time(pattern_, text.size());
-  int result = PCRE2_ERROR_MATCHLIMIT;
-  for (uint64_t steps = kStepsFirst; result == PCRE2_ERROR_MATCHLIMIT; steps *= 2) {
-    if (steps > kStepsFirst) scratch.check_time(pattern_, text.size());
-    pcre2_set_match_limit(scratch.context_.get(),
-                          static_cast<uint32_t>(std::min<uint64_t>(steps, most)));
-    result = pcre2_match(code_.get(), reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), from,
-                         PCRE2_NO_UTF_CHECK, scratch.data_.get(), scratch.context_.get());
-    if (steps >= most) break;
+  int result = PCRE2_ERROR_NOMATCH;
+  for (size_t begin = from; result == PCRE2_ERROR_NOMATCH && begin <= text.size();) {
+    if (begin > from) scratch.check_time(pattern_, text.size());
+    size_t next = std::min(begin + kPlacesAtOnce, text.size() + 1);
+    while (next < text.size() && (text[next] & 0xC0) == 0x80) ++next;  // to a character's beginning
+    pcre2_set_offset_limit(scratch.context_.get(), next - 1);
+    result = PCRE2_ERROR_MATCHLIMIT;
+    for (uint64_t steps = kStepsFirst; result == PCRE2_ERROR_MATCHLIMIT; steps *= 2) {
+      if (steps > kStepsFirst) scratch.check_time(pattern_, text.size());
+      pcre2_set_match_limit(scratch.context_.get(),
+                            static_cast<uint32_t>(std::min<uint64_t>(steps, most)));
+      result = pcre2_match(code_.get(), reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(),
+                           begin, PCRE2_NO_UTF_CHECK, scratch.data_.get(), scratch.context_.get());
+      if (steps >= most) break;
+    }
+    begin = next;
   }
   if (result == PCRE2_ERROR_NOMATCH) return std::nullopt;
   if (result < 0) {

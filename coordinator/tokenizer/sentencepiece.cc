@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "coordinator/tokenizer/added_tokens.h"
+#include "coordinator/tokenizer/sentencepiece_check.h"
 #include "coordinator/tokenizer/sentencepiece_loader.h"
 #include "coordinator/tokenizer/tokenizer_config.h"
 #include "coordinator/tokenizer/utf8.h"
@@ -46,6 +47,7 @@ Model open_model(const std::string& file, std::string_view bytes) {
                                             std::to_string(kFileBytesMax) +
                                             " are needed; copy the checkpoint's file again");
   }
+  check_sentencepiece_model(bytes, file);
   std::string reason;
   void* model = sentencepiece_module().open(bytes.data(), bytes.size(), &reason, append_bytes);
   if (model == nullptr) {

@@ -2,7 +2,6 @@
 #include "coordinator/tokenizer/tokenizer.h"
 
 #include <filesystem>
-#include <fstream>
 
 #include "coordinator/tokenizer/bpe.h"
 #include "coordinator/tokenizer/sentencepiece.h"
@@ -10,6 +9,7 @@
 #include "coordinator/tokenizer/tiktoken.h"
 #include "coordinator/tokenizer/vocab_merges.h"
 #include "kernels/base/error.h"
+#include "worker/model/mapped_file.h"
 
 namespace trireme {
 namespace {
@@ -17,7 +17,8 @@ namespace {
 // tokenizer.model is the name of two formats: a sentencepiece model, whose first field has the tag
 // 0x0A, and tiktoken's list in base64.
 bool looks_like_sentencepiece(const std::string& file) {
-  return std::ifstream(file, std::ios::binary).get() == 0x0A;
+  const MappedFile bytes(file);
+  return bytes.size() > 0 && bytes.data()[0] == std::byte{0x0A};
 }
 
 }  // namespace
@@ -33,8 +34,9 @@ std::string Tokenizer::decode(std::span<const int32_t> ids) const {
 // The kinds of tokenizer. tokenizer.json goes first, as in transformers: it alone says everything,
 // fine-tuned models' own tokens too.
 std::unique_ptr<Tokenizer> load_tokenizer(const std::string& path, const std::string& family) {
-  if (!std::filesystem::is_directory(path)) return load_gguf_tokenizer(path);
-  const auto has = [&](const char* name) { return std::filesystem::exists(path + "/" + name); };
+  std::error_code error;
+  if (!std::filesystem::is_directory(path, error)) return load_gguf_tokenizer(path);
+  const auto has = [&](const char* name) { return name_exists(path + "/" + name); };
   if (has("tokenizer.json")) return load_tokenizer_json(path + "/tokenizer.json");
   if (has("tokenizer.model")) {
     const std::string file = path + "/tokenizer.model";

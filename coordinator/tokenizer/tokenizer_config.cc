@@ -3,18 +3,20 @@
 
 #include <algorithm>
 #include <charconv>
-#include <filesystem>
 #include <map>
 #include <set>
 
 #include "coordinator/tokenizer/json_fields.h"
 #include "coordinator/tokenizer/utf8.h"
+#include "worker/model/mapped_file.h"
 
 namespace trireme {
 namespace {
 
 constexpr const char* kSpecialNames[] = {"bos_token", "eos_token", "unk_token", "sep_token",
                                          "pad_token", "cls_token", "mask_token"};
+
+constexpr size_t kTokenBytesMax = 256;  // each place of a text may be compared with so many
 
 struct Reading {
   std::map<int32_t, AddedToken> added;
@@ -32,6 +34,10 @@ int32_t parse_id(const std::string& key, const JsonField& field) {
 }
 
 void add(AddedToken token, const JsonField& field, Reading& reading) {
+  if (token.text.size() > kTokenBytesMax) {
+    field.fail("found a token of " + std::to_string(token.text.size()) + " bytes, at most " +
+               std::to_string(kTokenBytesMax) + " are taken");
+  }
   const auto [at, is_new] = reading.added.emplace(token.id, token);
   if (!is_new && at->second.text != token.text) {
     field.fail("the id " + std::to_string(token.id) + " belongs to \"" + at->second.text +
@@ -84,7 +90,7 @@ TokenizerConfig read_tokenizer_config(const std::string& folder) {
   TokenizerConfig config;
   config.file = folder + "/tokenizer_config.json";
   Reading reading;
-  if (std::filesystem::exists(config.file)) {
+  if (name_exists(config.file)) {
     const nlohmann::json json = read_json(config.file);
     const JsonField root(json, config.file + ": ");
     if (const auto field = root.find("tokenizer_class")) config.tokenizer_class = field->text();
@@ -93,12 +99,12 @@ TokenizerConfig read_tokenizer_config(const std::string& folder) {
     read_specials(root, reading);
   }
   const std::string map_file = folder + "/special_tokens_map.json";
-  if (std::filesystem::exists(map_file)) {
+  if (name_exists(map_file)) {
     const nlohmann::json json = read_json(map_file);
     read_specials(JsonField(json, map_file + ": "), reading);
   }
   const std::string added_file = folder + "/added_tokens.json";
-  if (std::filesystem::exists(added_file)) {
+  if (name_exists(added_file)) {
     const nlohmann::json json = read_json(added_file);
     read_added_tokens(JsonField(json, added_file + ": "), reading);
   }

@@ -27,10 +27,14 @@ enum class Code {
 
 const char* code_name(Code code);
 
+// A message may quote a file or a peer: what() is UTF-8 of at most kMaxErrorBytes without control
+// characters, so that a terminal, a log and a gRPC status can take it.
+inline constexpr size_t kMaxErrorBytes = 2048;
+
 // message: what could not be done: what was found, what was needed, what to do.
 class Error : public std::runtime_error {
  public:
-  Error(Code code, const std::string& message) : std::runtime_error(message), code_(code) {}
+  Error(Code code, const std::string& message);
   Code code() const { return code_; }
 
  private:

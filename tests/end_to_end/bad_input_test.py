@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is wrong is refused with words that help, and harms nobody: bad requests while another client's
-streams go on, bad starts alone and under mpirun."""
+streams go on, bad starts alone and under mpirun. hostile_test has the table of bad files."""
 import math
 import os
 import shutil
@@ -10,8 +10,8 @@ import tempfile
 import threading
 import unittest
 
-import bad_checkpoints
 import harness
+import hostile_files
 from harness import BINARY, Job, Server, Stream, api, chat_request, grpc, ids_request, mpirun, read, sampling
 
 VOCAB, CONTEXT = 512, 2048  # of tiny-llama3
@@ -217,21 +217,6 @@ BAD_FLAGS = [
     (["--max_memory", "cpu=much"], "--max_memory"),
 ]
 
-BAD_CHECKPOINTS = [
-    (bad_checkpoints.truncated, "it is truncated; download it again"),
-    (bad_checkpoints.header_too_long, "its header has"),
-    (bad_checkpoints.tensor_missing, "model.layers.1.mlp.up_proj.weight is missing"),
-    (bad_checkpoints.wrong_shape, "is of shape [64, 168]; the config needs shape [168, 64]"),
-    (bad_checkpoints.unknown_family, 'model_type is "mamba"'),
-    (bad_checkpoints.absurd_sizes, "an integer from 1 to"),
-    (bad_checkpoints.pickled, "safetensors are needed"),
-    (bad_checkpoints.broken_config, "no valid JSON"),
-    (bad_checkpoints.no_tokenizer, "found none of tokenizer.json, tokenizer.model"),
-    (bad_checkpoints.vocabulary_too_large, "its tokenizer has 513 tokens, its embedding only 512 rows"),
-    (bad_checkpoints.truncated_gguf, "it is truncated"),
-    (bad_checkpoints.no_gguf, "GGUF"),
-]
-
 
 class BadStarts(unittest.TestCase):
     @classmethod
@@ -263,20 +248,16 @@ class BadStarts(unittest.TestCase):
         self.refused(["generate", "--model", model], "nothing to answer")
         self.refused(["bogus"], "bogus")
 
-    def test_checkpoints(self):
-        for make, part in BAD_CHECKPOINTS:
-            self.refused(["serve", "--model", make(self.folder), "--listen", "127.0.0.1:0"], part)
-
     def test_a_job_ends_with_the_same_words(self):
         model = harness.tiny_model()
         self.refused(["serve", "--model", "/nonexistent"], "cannot read /nonexistent", ranks=3)
         self.refused(["serve", "--model", model, "--what"], "--what", ranks=3)
         self.refused(["serve", "--model", model, "--tp", "3"], "start mpirun with -n 4", ranks=3)
-        folder = tempfile.mkdtemp(dir=self.folder)
-        for make, part in ((bad_checkpoints.truncated, "it is truncated; download it again"),
-                           (bad_checkpoints.tensor_missing, "is missing"),
-                           (bad_checkpoints.pickled, "safetensors are needed")):
-            self.refused(["serve", "--model", make(folder), "--listen", "127.0.0.1:0"], part, ranks=3)
+        for change, part in ((hostile_files.CUT_SHORT, "it is truncated; download it again"),
+                             (hostile_files.TENSOR_MISSING, "is missing"),
+                             (hostile_files.pickled, "safetensors are needed")):
+            _, flag, path, *_ = change(tempfile.mkdtemp(dir=self.folder))
+            self.refused(["serve", flag, path, "--listen", "127.0.0.1:0"], part, ranks=3)
 
     def test_a_port_in_use(self):
         with socket.create_server(("127.0.0.1", 0)) as taken:

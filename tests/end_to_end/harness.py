@@ -128,7 +128,7 @@ class Job:
         self.out_path, self.log_path = self.folder / "stdout", self.folder / "stderr"
         with open(self.out_path, "wb") as out, open(self.log_path, "wb") as log:
             self.process = subprocess.Popen(
-                [str(part) for part in command], stdin=subprocess.DEVNULL, stdout=out, stderr=log,
+                [part if isinstance(part, bytes) else str(part) for part in command], stdin=subprocess.DEVNULL, stdout=out, stderr=log,
                 env={**os.environ, MARK: self.mark}, start_new_session=True)
 
     def __enter__(self):

@@ -121,7 +121,7 @@ std::unique_ptr<Checkpoint> open_sharded(const std::string& directory) {
   checkpoint->safetensors.reserve(names_of.size());  // tensors point into the files
   for (const auto& [file, names] : names_of) {
     const std::string path = (fs::path(directory) / file).string();
-    if (!fs::exists(path)) {
+    if (!name_exists(path)) {
       throw Error(Code::kNotFound, "cannot open the checkpoint: " + path + " is missing; " +
                                        index_path + " needs it for " +
                                        std::to_string(names.size()) + " tensors: download it");
@@ -193,7 +193,7 @@ constexpr Format kFormats[] = {
 std::unique_ptr<Checkpoint> Checkpoint::open(const std::string& path) {
   std::error_code error;
   const bool directory = fs::is_directory(path, error);
-  if (!directory && !fs::exists(path, error)) {
+  if (!directory && !name_exists(path)) {
     throw Error(Code::kNotFound, "cannot open the checkpoint " + path +
                                      ": there is no such file or directory; an HF directory or a "
                                      ".gguf file is needed");
@@ -201,7 +201,7 @@ std::unique_ptr<Checkpoint> Checkpoint::open(const std::string& path) {
   for (const Format& format : kFormats) {
     const bool wants_directory = format.file[0] != '\0';
     if (directory != wants_directory) continue;
-    if (!directory || fs::exists(fs::path(path) / format.file, error)) return format.open(path);
+    if (!directory || name_exists(path + "/" + format.file)) return format.open(path);
   }
   refuse_directory(path);
 }

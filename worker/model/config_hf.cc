@@ -9,6 +9,7 @@
 #include "worker/model/config.h"
 #include "worker/model/config_json.h"
 #include "worker/model/families.h"
+#include "worker/model/mapped_file.h"
 
 namespace trireme {
 namespace {
@@ -141,7 +142,7 @@ ModelSpec read_hf_spec(const std::string& directory) {
   spec.set_bos_id(-1);
   read_token_ids(config, spec);
   const std::string generation = (fs::path(directory) / "generation_config.json").string();
-  if (fs::exists(generation)) read_token_ids(ConfigJson(generation), spec);
+  if (name_exists(generation)) read_token_ids(ConfigJson(generation), spec);
   finish_spec(**family, config.path(), spec);
   return spec;
 }

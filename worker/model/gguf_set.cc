@@ -48,7 +48,7 @@ void GgufSet::add_parts(int64_t count) {
   const std::string stem = first.substr(0, first.size() - end.size());
   for (int64_t number = 1; number <= count; ++number) {
     const std::string path = stem + ending(number, count);
-    if (!std::filesystem::exists(path)) {
+    if (!name_exists(path)) {
       throw Error(Code::kNotFound, "cannot open the model " + first + ": its part " + path +
                                        " is missing; download all " + std::to_string(count));
     }

@@ -33,4 +33,8 @@ class MappedFile {
   uint64_t size_ = 0;
 };
 
+// Whether something has this name, be it unreadable or a link that leads nowhere: opening it then
+// says so, where taking it for absent would hide it.
+bool name_exists(const std::string& path);
+
 }  // namespace trireme
