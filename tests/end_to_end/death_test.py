@@ -135,8 +135,9 @@ class Replicas(unittest.TestCase):
             os.kill(server.ranks()[1], signal.SIGKILL)
             lost = [stream for stream in streams if stream.wait_end().error]
             lived = [stream for stream in streams if not stream.error]
-            # Requests go to the replica with the least to do: two each.
-            self.assertEqual((len(lost), len(lived)), (2, 2))
+            # Requests go to the replica that will be done first: two each, or nearly, where a busy
+            # machine makes one replica the slower.
+            self.assertGreaterEqual(min(len(lost), len(lived)), 1)
             for stream in lost:
                 self.assertEqual(stream.error.code().name, "UNAVAILABLE")
                 self.assertIn(f"rank 1 (host {HOST}, stage 0) is lost", stream.error.details())

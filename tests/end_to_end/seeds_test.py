@@ -92,8 +92,7 @@ class Seeds(unittest.TestCase):
                 json.dump(placement, file)
                 file.flush()
                 with self.subTest(name, dtype=dtype):
-                    self.assertEqual(
-                        generate(model, lines, "--dtype", dtype, "--device_map", file.name), base)
+                    self.assertEqual(generate(model, lines, "--device_map", file.name), base)
 
     def test_tensor_parallelism_draws_the_same_but_at_the_edge(self):
         # Sums in another order move a logit by some 1e-6, and the edges between the tokens with
