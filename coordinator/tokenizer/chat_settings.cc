@@ -15,7 +15,7 @@ namespace {
 constexpr uint64_t kTextBytesMax = 1 << 20;
 
 std::string read_text_file(const std::string& file) {
-  if (!std::filesystem::exists(file)) return "";
+  if (!name_exists(file)) return "";
   const MappedFile bytes(file);
   if (bytes.size() > kTextBytesMax) {
     throw Error(Code::kInvalidArgument, "cannot read " + file + ": it has " +
@@ -50,7 +50,7 @@ std::string token_of(const JsonField& config, const char* key) {
 
 // The name that a checkpoint was published under: "THUDM/chatglm2-6b".
 std::optional<bool> names_chatglm2(const std::string& file, const char* key) {
-  if (!std::filesystem::exists(file)) return std::nullopt;
+  if (!name_exists(file)) return std::nullopt;
   const nlohmann::json json = read_json(file);
   const auto field = JsonField(json, file + ": ").find(key);
   if (!field.has_value() || !field->is_string()) return std::nullopt;
@@ -109,7 +109,7 @@ void read_directory(const std::string& path, const std::vector<int32_t>& bos,
   const std::string config_file = path + "/tokenizer_config.json";
   const std::string tokenizer_file = path + "/tokenizer.json";
   std::optional<bool> adds_bos;
-  if (std::filesystem::exists(config_file)) {
+  if (name_exists(config_file)) {
     const nlohmann::json json = read_json(config_file);
     const JsonField config(json, config_file + ": ");
     read_templates(config, settings);
@@ -122,7 +122,7 @@ void read_directory(const std::string& path, const std::vector<int32_t>& bos,
   }
   if (adds_bos.has_value()) {
     if (*adds_bos) settings.prefix = bos;
-  } else if (std::filesystem::exists(tokenizer_file)) {
+  } else if (name_exists(tokenizer_file)) {
     settings.prefix = processor_prefix(tokenizer_file, tokenizer);
   } else {
     settings.prefix = bos;  // the default of Llama's sentencepiece tokenizer

@@ -24,7 +24,7 @@ DATA = ROOT / "tests/data"
 CUT = b"\n----\n"
 SKIP_STATUS = 77
 RSS_LIMIT_MB = 2048
-INPUT_TIMEOUT_S = 10
+INPUT_TIMEOUT_S = 60  # wall time, under the sanitizers and beside other work; templates have four million steps
 
 
 def read(*parts):
@@ -175,8 +175,27 @@ def seeds_of(target):
     if target == "generate_request":
         return text_messages("trireme.v1.GenerateRequest", "inference.proto", *GENERATE)
     if target == "chat_request":
-        return [bytes([format]) + message for format in range(3)
+        return [bytes([format]) + message for format in range(5)
                 for message in text_messages("trireme.v1.ChatRequest", "inference.proto", *CHAT)]
+    if target == "chat_template":
+        conversation = {"messages": [{"role": "user", "content": "Hi <b>"}, {"role": "assistant", "content": " x "}],
+                        "tools": [{"name": "f", "parameters": {"a": [1, 2.5, None, True]}}],
+                        "bos_token": "<s>", "eos_token": "</s>", "add_generation_prompt": True}
+        templates = [json.loads(path.read_bytes()).get("chat_template") or ""
+                     for path in sorted(DATA.glob("tiny-*/tokenizer_config.json"))]
+        templates += ["{% for m in messages if m.role != 'x' %}{{ loop.index0 ~ m['content'] | trim | upper }}{% endfor %}",
+                      "{% set n = namespace(a=[1, 2][::-1]) %}{% macro f(x, y=2) %}{{ x ** y // 3 % 5 }}{% endmacro %}{{ f(-3) }}",
+                      "{{ tools | tojson(indent=2) }}{{ 'a,b'.split(',') | join('-') if tools is defined else raise_exception('x') }}"]
+        return [template.encode() + CUT + json.dumps(conversation).encode() for template in templates if template]
+    if target == "tools_json":
+        return [json.dumps([{"type": "function", "function": {"name": "f", "description": "d", "parameters": {
+                    "type": "object", "properties": {"x": {"type": "number"}}}}}, {"name": "g"}]).encode(),
+                b"```python\ntool_call(a=1, b='x', c=[1.5, None, True], d={'k': -2})\n```",
+                b'{"name": "f", "arguments": {"x": 1e5, "y": "\\u00e9"}}']
+    if target == "answer":
+        answers = (b'text <tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call> more', b'{"name": "f", "parameters": {}}',
+                   b"f\n{\"x\": 1}<|assistant|>g\n{}", "你好 <tool_c".encode())
+        return [bytes([format]) + answer for format in range(5) for answer in answers]
     if target == "control_frames":
         return control_frames()
     if target == "control_address":

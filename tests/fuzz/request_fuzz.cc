@@ -2,33 +2,25 @@
 // What clients send: the bytes of a GenerateRequest, and of a ChatRequest in every chat format.
 #include <algorithm>
 
-#include "coordinator/validate.h"
 #include "tests/fuzz/fuzz.h"
+#include "tests/fuzz/served.h"
 #include "worker/model/family.h"
 
 namespace trireme::fuzz {
-namespace {
 
-// A model of tests/data, as it is served.
-struct Served {
-  explicit Served(const std::string& name)
-      : path(std::string(TRIREME_SOURCE_DIR) + "/tests/data/" + name),
-        spec(read_model_spec(path)),
-        tokenizer(load_tokenizer(path, spec.family())),
-        chat(make_chat_format(path, spec.family(), spec.bos_id(), *tokenizer)) {}
-
-  ServedModel model() const { return {spec, *tokenizer, *chat, spec.context_length()}; }
-
-  const std::string path;
-  const ModelSpec spec;
-  const std::unique_ptr<Tokenizer> tokenizer;
-  const std::unique_ptr<ChatFormat> chat;
-};
+Served::Served(const std::string& name)
+    : path(std::string(TRIREME_SOURCE_DIR) + "/tests/data/" + name),
+      spec(read_model_spec(path)),
+      tokenizer(load_tokenizer(path, spec.family())),
+      chat(make_chat_format(path, spec.family(), spec.bos_id(), *tokenizer)) {}
 
 const Served& served(size_t number) {
-  static const Served kAll[] = {Served("tiny-llama3"), Served("tiny-qwen2"), Served("tiny-glm")};
+  static const Served kAll[] = {Served("tiny-llama3"), Served("tiny-qwen2"), Served("tiny-glm"),
+                                Served("tiny-llama3.1"), Served("tiny-qwen3")};
   return kAll[number % std::size(kAll)];
 }
+
+namespace {
 
 // The engine takes it as it is.
 void check_prepared(const PreparedRequest& prepared, const ServedModel& model) {

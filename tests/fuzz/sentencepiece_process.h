@@ -24,7 +24,7 @@ class SentencePieceProcess {
   SentencePieceProcess(const SentencePieceProcess&) = delete;
   SentencePieceProcess& operator=(const SentencePieceProcess&) = delete;
 
-  // CHECKs that the process neither ends nor is silent for ten seconds.
+  // CHECKs that the process neither ends nor computes for ten seconds.
   void load(ModelKind kind, std::string_view bytes);
 
  private:

@@ -33,7 +33,7 @@ class Dict {
   const Value* find(std::string_view key) const;
   void set(std::string key, Value value);
   const std::vector<Member>& members() const { return members_; }
-  size_t size() const { return members_.size(); }
+  size_t size() const;
 
  private:
   std::vector<Member> members_;
@@ -116,6 +116,8 @@ class Value {
                std::shared_ptr<const Function>>
       data_;
 };
+
+inline size_t Dict::size() const { return members_.size(); }
 
 // Python's str() and repr().
 std::string to_text(const Value& value);
