@@ -3,40 +3,12 @@
 
 #include <google/protobuf/util/json_util.h>
 
-#include <filesystem>
-#include <fstream>
-
 #include "kernels/base/error.h"
 #include "topology/shard.h"
+#include "topology/text_file.h"
 
 namespace trireme {
 namespace {
-
-constexpr size_t kMaxFileBytes = 16u << 20;
-
-// A pipe or a device could be read for ever: only a regular file is.
-std::string read_text(const std::string& path) {
-  std::error_code error;
-  if (!std::filesystem::is_regular_file(path, error)) {
-    throw Error(Code::kNotFound, "cannot open the device map " + path +
-                                     ": there is no such file; give --device_map auto, or a "
-                                     "Placement file as `trireme plan --json` writes it");
-  }
-  const uintmax_t size = std::filesystem::file_size(path, error);
-  if (error || size > kMaxFileBytes) {
-    throw Error(Code::kInvalidArgument, "cannot read the device map " + path + ": it has " +
-                                            std::to_string(size) +
-                                            " bytes, at most 16 MiB are read");
-  }
-  std::string text(size, '\0');
-  std::ifstream file(path, std::ios::binary);
-  file.read(text.data(), static_cast<std::streamsize>(size));
-  if (!file) {
-    throw Error(Code::kFailedPrecondition,
-                "cannot read the device map " + path + ": it is not readable to its end");
-  }
-  return text;
-}
 
 // A shard of which only the rank is given owns an even cut of its group.
 void fill_ranges(const ModelSpec& model, StageSpec& stage) {
@@ -52,7 +24,10 @@ void fill_ranges(const ModelSpec& model, StageSpec& stage) {
 }  // namespace
 
 Placement read_device_map(const std::string& path, const ModelSpec& model) {
-  const std::string text = read_text(path);
+  const std::string text =
+      read_text_file(path, "the device map",
+                     "give --device_map auto, or a Placement file as `trireme plan --json` "
+                     "writes it");
   Placement placement;
   const auto status = google::protobuf::util::JsonStringToMessage(text, &placement);
   if (!status.ok()) {
