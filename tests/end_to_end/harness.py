@@ -42,6 +42,7 @@ def skip_script(reason):
 
 
 use_virtual_environment()
+sys.path.insert(0, str(ROOT / "tests/support/hosts"))
 try:
     import grpc
     import grpc_health  # noqa: F401 (here to be missed early)
@@ -202,9 +203,11 @@ def run(*arguments, ranks=1, seconds=60):
 class Server(Job):
     """`trireme serve`, ready to answer."""
 
-    def __init__(self, model, *options, ranks=3, recovery=False, listen="127.0.0.1:0"):
+    def __init__(self, model, *options, ranks=3, recovery=False, listen="127.0.0.1:0", launcher=None):
+        """launcher: in place of mpirun."""
         self.address_file = Path(tempfile.mkdtemp(prefix="trireme-address-")) / "address"
-        launcher = mpirun(ranks, recovery) if ranks > 1 else []
+        if launcher is None:
+            launcher = mpirun(ranks, recovery) if ranks > 1 else []
         super().__init__([*launcher, BINARY, "serve", "--model", model, "--listen", listen,
                           "--address_file", self.address_file, *options])
         self._channels = []

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Jobs over several hosts: network namespaces joined by links of 1 Gbit/s and 5 ms."""
+import os
+import unittest
+
+import harness
+import hosts
+from harness import Server, Stream, chat_request, read
+from hosts import Hosts
+
+QUESTION = "Count from one to twenty in words."
+# MPI's own listeners, told from ours by their ports.
+MPI_PORTS = range(20000, 20200)  # the kernel chooses above 32768
+MPI_PORT_OPTIONS = [word for family in ("v4", "v6") for word in (
+    "--mca", f"btl_tcp_port_min_{family}", MPI_PORTS.start,
+    "--mca", f"btl_tcp_port_range_{family}", len(MPI_PORTS))]
+# From 64 KiB on MPI makes a rendezvous: three trips instead of one.
+SLOW_LINK_OPTIONS = ["--mca", "btl_tcp_eager_limit", 4 << 20, "--mca", "btl_tcp_rndv_eager_limit", 4 << 20,
+                     "--mca", "btl_tcp_max_send_size", 8 << 20]
+
+
+def on_hosts(bed, ranks_per_host=2):
+    """What starts a job over all hosts, from the first of them."""
+    variables = [f"{name}={value}" for name, value in bed.environment.items()]
+    root = ["--allow-run-as-root"]
+    return ["env", *variables, "setpriv", "--pdeathsig", "TERM", *bed.on(bed.names[0]), "mpirun", *root,
+            "--enable-recovery", *bed.mpirun_options(ranks_per_host), *SLOW_LINK_OPTIONS, *MPI_PORT_OPTIONS]
+
+
+def host_of(pid):
+    """The namespace of a process, as the kernel names it."""
+    return os.readlink(f"/proc/{pid}/ns/net")
+
+
+class ThreeHosts(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        hosts.need_hosts()
+
+    def setUp(self):
+        self.model = harness.demo_model()
+        self.bed = Hosts(3, rate_mbit=1000, latency_ms=5)
+        self.addCleanup(self.bed.close)
+
+    def test_tokens_and_listeners(self):
+        requests = [chat_request(f"{QUESTION} {number}", max_tokens=20, ignore_eos=True) for number in range(3)]
+        with Server(self.model, ranks=1) as alone:
+            expected = [read(alone.inference.Chat(request, timeout=60)).ids for request in requests]
+        socket_path = self.bed.folder / "client"
+        # A Unix socket is the same on every host of this machine, so this process can ask.
+        with Server(self.model, launcher=on_hosts(self.bed), listen=f"unix:{socket_path}") as server:
+            self.assertEqual(len(server.ranks()), 6)
+            self.assertEqual(len({host_of(pid) for pid in server.ranks().values()}), 3)
+            placement = server.cluster.GetPlacement(harness.api().pb.GetPlacementRequest(), timeout=5)
+            self.assertEqual(len(placement.replicas[0].stages), 5)
+            streams = [Stream(server.inference.Chat(request, timeout=60)) for request in requests]
+            self.assertEqual([stream.result().ids for stream in streams], expected)
+            self.assertEqual(server.drain(), 0, server.log())
+        self.assertEqual(self.bed.close(), [])
+
+    def test_listeners(self):
+        # On each rank: MPI's own. On rank 0 beside them the client port; the control port closes when every
+        # worker has come.
+        with Server(self.model, launcher=on_hosts(self.bed)) as server:
+            ranks = server.ranks()
+            ours, of_mpi = [], 0
+            for host in self.bed.names:
+                for listener in self.bed.listeners(host):
+                    if listener["pid"] not in ranks.values():
+                        self.assertIn(listener["program"], ("mpirun", "orted"))
+                    elif listener["port"] in MPI_PORTS:
+                        of_mpi += 1
+                    else:
+                        ours.append(listener)
+            self.assertGreaterEqual(of_mpi, len(ranks))
+            self.assertEqual([(listener["pid"], listener["port"]) for listener in ours],
+                             [(ranks[0], int(server.address.rsplit(":", 1)[1]))])
+            self.assertIn("127.0.0.1", ours[0]["address"])
+            answer = self.bed.run("h1", harness.BINARY, "chat", "--server", server.address, "--temperature", 0,
+                                  "What is the capital of France?")
+            self.assertIn("Paris", answer.stdout, answer.stderr)
+
+    def test_two_jobs_on_one_host(self):
+        request = chat_request(QUESTION, max_tokens=20, ignore_eos=True)
+        on_h1 = [*self.bed.on("h1"), *harness.mpirun(3)]
+        with Server(self.model, launcher=on_h1, listen=f"unix:{self.bed.folder}/first") as first, \
+                Server(self.model, launcher=on_h1, listen=f"unix:{self.bed.folder}/second") as second:
+            streams = [Stream(server.inference.Chat(request, timeout=60)) for server in (first, second)]
+            ids = [stream.result().ids for stream in streams]
+            self.assertEqual(ids[0], ids[1])
+            self.assertEqual([server.drain() for server in (first, second)], [0, 0])
+        self.assertEqual(self.bed.close(), [])
+
+
+if __name__ == "__main__":
+    harness.main(limit_s=150)
