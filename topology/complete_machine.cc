@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: Apache-2.0
+// What no source is believed in blindly: links that cannot be, devices far under their siblings.
+#include <algorithm>
+#include <cstdio>
+#include <map>
+#include <set>
+
+#include "topology/machine.h"
+
+namespace trireme {
+namespace {
+
+std::string number(double value) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.3g", value);
+  return text;
+}
+
+int32_t count_links(const Gpu& gpu, LinkKind kind) {
+  int32_t count = 0;
+  for (const GpuLinks& links : gpu.links) count += links.kind == kind ? links.count : 0;
+  return count;
+}
+
+void degrade(Gpu& gpu, const std::string& reason) {
+  gpu.degraded += (gpu.degraded.empty() ? "" : "; ") + reason;
+}
+
+// Several entries for one other end become one; one that leads back is none.
+void merge_links(const Machine& machine, Gpu& gpu) {
+  std::vector<GpuLinks> merged;
+  for (GpuLinks& links : gpu.links) {
+    if (links.target == gpu.pci_id) {
+      gpu.notes.push_back(std::to_string(links.count) +
+                          " links that lead to the GPU itself: left out");
+      continue;
+    }
+    if (machine.find_gpu(links.target) >= 0) links.remote = Remote::kGpu;
+    const auto same = std::find_if(merged.begin(), merged.end(), [&](const GpuLinks& other) {
+      return other.kind == links.kind && other.target == links.target &&
+             other.remote == links.remote;
+    });
+    if (same == merged.end()) {
+      merged.push_back(links);
+    } else {
+      same->count += links.count;
+    }
+  }
+  gpu.links = std::move(merged);
+}
+
+void drop_impossible(const Machine& machine, Gpu& gpu) {
+  const int32_t most = max_nvlinks(machine, gpu);
+  const int32_t claimed = count_links(gpu, LinkKind::kNvLink);
+  if (most < 0 || claimed <= most) return;
+  const std::string reason = std::to_string(claimed) + " NVLinks are claimed, " +
+                             (gpu.name.empty() ? "a GPU of this generation" : "a " + gpu.name) +
+                             " has " + (most == 0 ? "none" : std::to_string(most)) +
+                             ": none of them is believed";
+  gpu.notes.push_back(reason);
+  degrade(gpu, reason);
+  std::erase_if(gpu.links, [](const GpuLinks& links) { return links.kind == LinkKind::kNvLink; });
+}
+
+// Both ends count the links between two GPUs: where they differ the lesser number is used.
+void match_ends(Machine& machine) {
+  std::map<std::pair<std::string, std::string>, int32_t> counts;
+  for (const Gpu& gpu : machine.gpus) {
+    for (const GpuLinks& links : gpu.links) {
+      if (links.kind != LinkKind::kC2c) counts[{gpu.pci_id, links.target}] += links.count;
+    }
+  }
+  for (Gpu& gpu : machine.gpus) {
+    for (GpuLinks& links : gpu.links) {
+      if (links.kind == LinkKind::kC2c || links.remote != Remote::kGpu) continue;
+      const auto other = machine.find_gpu(links.target);
+      if (other < 0) {
+        gpu.notes.push_back("links to " + links.target + ", a GPU that is not described");
+        continue;
+      }
+      const auto back = counts.find({links.target, gpu.pci_id});
+      const int32_t there = back == counts.end() ? 0 : back->second;
+      if (there >= links.count) continue;
+      gpu.notes.push_back(std::to_string(links.count) + " links to " + links.target +
+                          ", which has " + std::to_string(there) +
+                          " back: " + std::to_string(there) + " used");
+      links.count = there;
+    }
+    std::erase_if(gpu.links, [](const GpuLinks& links) { return links.count == 0; });
+  }
+}
+
+const PciDevice* device_of(const Machine& machine, const Gpu& gpu) {
+  const int32_t pci = machine.find_pci(gpu.pci_id);
+  return pci < 0 ? nullptr : &machine.pci[static_cast<size_t>(pci)];
+}
+
+// GPUs that should be alike.
+std::map<std::string, std::vector<Gpu*>> siblings(Machine& machine) {
+  std::map<std::string, std::vector<Gpu*>> kinds;
+  for (Gpu& gpu : machine.gpus) {
+    const PciDevice* const pci = device_of(machine, gpu);
+    const std::string kind = pci != nullptr && pci->device >= 0
+                                 ? std::to_string(pci->device)
+                                 : gpu.name + "/" + std::to_string(gpu.compute_capability);
+    kinds[kind].push_back(&gpu);
+  }
+  return kinds;
+}
+
+void compare_links(Machine& machine, const std::vector<Gpu*>& alike) {
+  int32_t most = 0;
+  size_t known = 0;
+  for (const Gpu* gpu : alike) {
+    most = std::max(most, count_links(*gpu, LinkKind::kNvLink));
+    known += gpu->links_known ? 1 : 0;
+  }
+  for (Gpu* gpu : alike) {
+    const int32_t count = count_links(*gpu, LinkKind::kNvLink);
+    const int32_t expected = std::max(most, count + gpu->links_down);
+    gpu->links_expected = expected;
+    if (!gpu->links_known || count >= expected) continue;
+    degrade(*gpu, count == 0 ? "none of its " + std::to_string(expected) + " NVLinks is up"
+                             : std::to_string(count) + " of " + std::to_string(expected) +
+                                   " NVLinks are up");
+  }
+  const PciDevice* const pci = device_of(machine, *alike.front());
+  const GpuModel* const model = pci == nullptr ? nullptr : find_gpu_model(pci->device);
+  if (most == 0 && known == alike.size() && model != nullptr && model->wired) {
+    machine.notes.push_back("no NVLink is up on any " + std::string(model->name) +
+                            ", whose board has " + std::to_string(model->nvlinks) +
+                            " for each: GPUs talk over PCIe");
+  }
+}
+
+void compare_pci(const Machine& machine, const std::vector<Gpu*>& alike) {
+  constexpr double kFarUnder = 0.7;
+  double best = 0;
+  for (const Gpu* gpu : alike) {
+    const PciDevice* const pci = device_of(machine, *gpu);
+    if (pci != nullptr) best = std::max(best, pci_bytes_per_s(pci->link));
+  }
+  for (Gpu* gpu : alike) {
+    const PciDevice* const pci = device_of(machine, *gpu);
+    if (pci == nullptr) continue;
+    const double speed = pci_bytes_per_s(pci->link);
+    if (pci->now.width > 0 && pci->now.width < pci->link.width) {
+      degrade(*gpu, "PCIe runs with " + std::to_string(pci->now.width) + " lanes of " +
+                        std::to_string(pci->link.width));
+    } else if (speed > 0 && speed < kFarUnder * best) {
+      degrade(*gpu,
+              "PCIe has " + number(speed / 1e9) + " GB/s, its siblings' " + number(best / 1e9));
+    }
+  }
+}
+
+// The same port under several CPUs is one that is near to none.
+void merge_nics(Machine& machine) {
+  std::vector<Nic> merged;
+  for (Nic& nic : machine.nics) {
+    const auto same = std::find_if(merged.begin(), merged.end(), [&](const Nic& other) {
+      return other.name == nic.name && other.port == nic.port && other.guid == nic.guid &&
+             other.pci_id == nic.pci_id;
+    });
+    if (same == merged.end()) {
+      merged.push_back(std::move(nic));
+    } else if (same->numa != nic.numa) {
+      same->numa = -1;
+      if (same->notes.empty()) same->notes.push_back("listed under several CPUs: near to none");
+    }
+  }
+  machine.nics = std::move(merged);
+}
+
+void check_cores(Machine& machine) {
+  std::set<int32_t> seen;
+  for (const NumaNode& node : machine.numa) {
+    for (const int32_t core : node.cores) {
+      if (seen.insert(core).second) continue;
+      machine.notes.push_back("core " + std::to_string(core) + " is in several NUMA nodes");
+      return;
+    }
+  }
+}
+
+}  // namespace
+
+void complete_machine(Machine& machine) {
+  for (Gpu& gpu : machine.gpus) {
+    const PciDevice* const pci = device_of(machine, gpu);
+    const GpuModel* const model = pci == nullptr || gpu.amd ? nullptr : find_gpu_model(pci->device);
+    if (model != nullptr && gpu.name.empty()) gpu.name = model->name;
+    if (model != nullptr && gpu.compute_capability == 0) {
+      gpu.compute_capability = model->compute_capability;
+    }
+    merge_links(machine, gpu);
+    drop_impossible(machine, gpu);
+  }
+  match_ends(machine);
+  for (const auto& [kind, alike] : siblings(machine)) {
+    compare_links(machine, alike);
+    compare_pci(machine, alike);
+  }
+  merge_nics(machine);
+  check_cores(machine);
+}
+
+}  // namespace trireme
