@@ -6,6 +6,7 @@
 #include <set>
 
 #include "topology/machine.h"
+#include "topology/machine_health.h"
 
 namespace trireme {
 namespace {
@@ -117,7 +118,8 @@ void compare_links(Machine& machine, const std::vector<Gpu*>& alike) {
   }
   for (Gpu* gpu : alike) {
     const int32_t count = count_links(*gpu, LinkKind::kNvLink);
-    const int32_t expected = std::max(most, count + gpu->links_down);
+    // Where none has any, bridges that are an option were not bought.
+    const int32_t expected = most == 0 ? 0 : std::max(most, count + gpu->links_down);
     gpu->links_expected = expected;
     if (!gpu->links_known || count >= expected) continue;
     degrade(*gpu, count == 0 ? "none of its " + std::to_string(expected) + " NVLinks is up"
@@ -193,6 +195,8 @@ void complete_machine(Machine& machine) {
     if (model != nullptr && gpu.compute_capability == 0) {
       gpu.compute_capability = model->compute_capability;
     }
+    const std::string unwell = health_degradation(gpu.health);
+    if (!unwell.empty()) degrade(gpu, unwell);
     merge_links(machine, gpu);
     drop_impossible(machine, gpu);
   }

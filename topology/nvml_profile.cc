@@ -65,10 +65,9 @@ class ProfileReader {
     for (const YamlNode& complex : roots->items) {
       NumaNode node;
       node.id = static_cast<int32_t>(number(complex.find("numa_node"), "numa_node", -1, 1023, -1));
-      if (std::none_of(machine_.numa.begin(), machine_.numa.end(),
-                       [&](const NumaNode& other) { return other.id == node.id; })) {
-        machine_.numa.push_back(node);
-      }
+      const auto same = std::find_if(machine_.numa.begin(), machine_.numa.end(),
+                                     [&](const NumaNode& other) { return other.id == node.id; });
+      if (same == machine_.numa.end()) machine_.numa.push_back(node);
       const YamlNode* const devices = complex.find("devices");
       if (devices == nullptr) continue;
       for (const YamlNode& device : devices->items) {

@@ -69,8 +69,8 @@ void on_entity(void* data, const XML_Char* name, int, const XML_Char*, int, cons
 }  // namespace
 
 const std::string* XmlElement::find(const std::string& attribute) const {
-  for (const auto& [name, value] : attributes) {
-    if (name == attribute) return &value;
+  for (const auto& [key, value] : attributes) {
+    if (key == attribute) return &value;
   }
   return nullptr;
 }
