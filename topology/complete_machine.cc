@@ -63,6 +63,27 @@ void drop_impossible(const Machine& machine, Gpu& gpu) {
   std::erase_if(gpu.links, [](const GpuLinks& links) { return links.kind == LinkKind::kNvLink; });
 }
 
+// What one GPU knows to be a switch is one for all.
+void name_switches(Machine& machine) {
+  constexpr uint32_t kNvSwitch = 0x0680;
+  std::set<std::string> switches;
+  for (const PciDevice& device : machine.pci) {
+    if (device.device_class >> 8 == kNvSwitch) switches.insert(device.id);
+  }
+  for (const Gpu& gpu : machine.gpus) {
+    for (const GpuLinks& links : gpu.links) {
+      if (links.remote == Remote::kSwitch && !links.target.empty()) switches.insert(links.target);
+    }
+  }
+  for (Gpu& gpu : machine.gpus) {
+    for (GpuLinks& links : gpu.links) {
+      if (links.remote == Remote::kUnknown && switches.contains(links.target)) {
+        links.remote = Remote::kSwitch;
+      }
+    }
+  }
+}
+
 // Both ends count the links between two GPUs: where they differ the lesser number is used.
 void match_ends(Machine& machine) {
   std::map<std::pair<std::string, std::string>, int32_t> counts;
@@ -188,6 +209,7 @@ void check_cores(Machine& machine) {
 }  // namespace
 
 void complete_machine(Machine& machine) {
+  name_switches(machine);
   for (Gpu& gpu : machine.gpus) {
     const PciDevice* const pci = device_of(machine, gpu);
     const GpuModel* const model = pci == nullptr || gpu.amd ? nullptr : find_gpu_model(pci->device);

@@ -242,7 +242,9 @@ class NvmlProbe {
         continue;
       }
       GpuLinks one = remote_of(device, link);
-      if (one.target.empty()) remoteless += (remoteless.empty() ? "" : ", ") + std::to_string(link);
+      if (one.target.empty() || one.remote == Remote::kUnknown) {
+        remoteless += (remoteless.empty() ? "" : ", ") + std::to_string(link);
+      }
       one.bytes_per_s = payload(device, gpu, link);
       gpu.links.push_back(one);
       note_errors(device, gpu, link);

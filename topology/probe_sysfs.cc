@@ -196,15 +196,21 @@ class SysfsProbe {
     }
   }
 
+  // In the order of their PCI ids, which is the driver's too unless told otherwise.
   void add_gpus() {
     for (const PciDevice& device : machine_.pci) {
       const uint32_t base = device.device_class >> 16;
       const bool accelerator = base == 0x03 || base == 0x12;
       if (!accelerator || (device.vendor != kNvidia && device.vendor != kAmd)) continue;
-      if (machine_.gpus.size() >= kMaxGpus) return;
+      if (machine_.gpus.size() >= kMaxGpus) break;
       Gpu& gpu = machine_.gpus.emplace_back();
       gpu.pci_id = device.id;
       gpu.amd = device.vendor == kAmd;
+    }
+    std::sort(machine_.gpus.begin(), machine_.gpus.end(),
+              [](const Gpu& a, const Gpu& b) { return a.pci_id < b.pci_id; });
+    for (size_t i = 0; i < machine_.gpus.size(); ++i) {
+      machine_.gpus[i].index = static_cast<int32_t>(i);
     }
   }
 
