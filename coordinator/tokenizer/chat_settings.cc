@@ -117,8 +117,10 @@ void read_directory(const std::string& path, const std::vector<int32_t>& bos,
     settings.eos_token = token_of(config, "eos_token");
     if (const auto field = config.find("add_bos_token")) adds_bos = field->boolean();
   }
-  if (settings.chat_template.empty()) {
-    settings.chat_template = read_text_file(path + "/chat_template.jinja");
+  // As transformers: a file of its own goes before what the config has.
+  if (const std::string file = path + "/chat_template.jinja"; name_exists(file)) {
+    settings.chat_template = read_text_file(file);
+    settings.tool_template = read_text_file(path + "/additional_chat_templates/tool_use.jinja");
   }
   if (adds_bos.has_value()) {
     if (*adds_bos) settings.prefix = bos;
@@ -159,6 +161,7 @@ ChatSettings read_chat_settings(const std::string& path, const std::string& fami
   }
   const GgufFile gguf(path);
   settings.chat_template = gguf.string("tokenizer.chat_template").value_or("");
+  settings.tool_template = gguf.string("tokenizer.chat_template.tool_use").value_or("");
   // Where the flag is left out, Llama's own tokenizers mean it: sentencepiece ("llama"), and old
   // conversions of Llama 3.
   const bool by_default = gguf.string("tokenizer.ggml.model").value_or("") == "llama" ||

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "coordinator/tokenizer/chat.h"
+#include "tests/coordinator/chat_templates.h"
 #include "tests/coordinator/tokenizer_files.h"
 
 namespace trireme {
@@ -34,40 +35,6 @@ struct Templated {
   std::unique_ptr<Tokenizer> tokenizer;
   std::unique_ptr<ChatFormat> chat;
 };
-
-const char* const kPlainChatMl =
-    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
-
-const char* const kHermes =
-    "{% if tools %}{{ '<|im_start|>system\\n' }}{% if messages[0].role == 'system' %}"
-    "{{ messages[0].content + '\\n\\n' }}{% endif %}{{ \"# Tools\\n\\nYou may call one or more "
-    "functions to assist "
-    "with the user query.\\n\\nYou are provided with function signatures within <tools></tools> "
-    "XML tags:\\n<tools>\" }}"
-    "{% for tool in tools %}{{ '\\n' }}{{ tool | tojson }}{% endfor %}{{ \"\\n</tools>\\n\\nFor "
-    "each function call, "
-    "return a json object with function name and arguments within <tool_call></tool_call> XML "
-    "tags:\\n<tool_call>\\n"
-    "{\\\"name\\\": <function-name>, \\\"arguments\\\": "
-    "<args-json-object>}\\n</tool_call><|im_end|>\\n\" }}"
-    "{% elif messages[0].role == 'system' %}{{ '<|im_start|>system\\n' + messages[0].content + "
-    "'<|im_end|>\\n' }}"
-    "{% endif %}{% for m in messages %}{% if m.role == 'user' or (m.role == 'assistant' and not "
-    "m.tool_calls) %}"
-    "{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% elif m.role == "
-    "'assistant' %}"
-    "{{ '<|im_start|>assistant' }}{% if m.content %}{{ '\\n' + m.content }}{% endif %}{% for c in "
-    "m.tool_calls %}"
-    "{{ '\\n<tool_call>\\n{\"name\": \"' ~ c.function.name ~ '\", \"arguments\": ' }}{{ "
-    "c.function.arguments | tojson }}"
-    "{{ '}\\n</tool_call>' }}{% endfor %}{{ '<|im_end|>\\n' }}{% elif m.role == 'tool' %}"
-    "{% if loop.first or messages[loop.index0 - 1].role != 'tool' %}{{ '<|im_start|>user' }}{% "
-    "endif %}"
-    "{{ '\\n<tool_response>\\n' + m.content + '\\n</tool_response>' }}"
-    "{% if loop.last or messages[loop.index0 + 1].role != 'tool' %}{{ '<|im_end|>\\n' }}{% endif "
-    "%}{% endif %}"
-    "{% endfor %}{{ '<|im_start|>assistant\\n' }}";
 
 TEST(ChatTemplate, ChoosesTheFormatWhoseIdsAreEqual) {
   const Templated plain("tiny-qwen2", "qwen2", kPlainChatMl);
@@ -103,6 +70,30 @@ TEST(ChatTemplate, ADifferentTemplateRefusesChatAndSaysWhere) {
   EXPECT_NE(endless.refusal().find("more than a template may"), std::string::npos);
   const Templated refusing("tiny-glm", "glm", "{{ raise_exception('never') }}");
   EXPECT_NE(refusing.refusal().find("never"), std::string::npos);
+}
+
+// As transformers reads them: chat_template.jinja goes before tokenizer_config.json, and one for
+// conversations with tools may lie beside it.
+TEST(ChatTemplate, TheFilesGoBeforeTheConfig) {
+  const TemporaryFolder folder;
+  folder.write("tokenizer.json", read_whole(test_data("tiny-qwen2/tokenizer.json")));
+  const auto name = [&] {
+    const auto tokenizer = load_tokenizer(folder.path(), "qwen2");
+    return std::string(make_chat_format(folder.path(), "qwen2", -1, *tokenizer)->name());
+  };
+  folder.write(
+      "tokenizer_config.json",
+      nlohmann::json({{"chat_template", kPlainChatMl}, {"eos_token", "<|im_end|>"}}).dump());
+  EXPECT_EQ(name(), "chatml");
+  folder.write("chat_template.jinja", "{{ 'Sure:' }}");
+  EXPECT_EQ(name(), "none");
+  folder.write("chat_template.jinja", kPlainChatMl);
+  EXPECT_EQ(name(), "chatml");
+  std::filesystem::create_directory(folder.path() + "/additional_chat_templates");
+  folder.write("additional_chat_templates/tool_use.jinja", kHermes);
+  EXPECT_EQ(name(), "qwen2.5");
+  folder.write("tokenizer_config.json", nlohmann::json({{"chat_template", "{{ 'No' }}"}}).dump());
+  EXPECT_EQ(name(), "qwen2.5");
 }
 
 // The template that copies of ChatGLM3's tokenizer_config.json carry gives other ids than its code.
