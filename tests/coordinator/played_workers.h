@@ -70,6 +70,16 @@ class PlayedWorkers : public Channel {
     }
     changed_.notify_all();
   }
+  // The next tokens, of the one request that runs; and what it is fed is noted anew.
+  void say(std::vector<int32_t> ids) {
+    const std::lock_guard lock(mutex_);
+    said_.assign(ids.begin(), ids.end());
+    fed_.clear();
+  }
+  std::vector<int32_t> fed() {
+    const std::lock_guard lock(mutex_);
+    return fed_;
+  }
   void report(int rank, ChannelEvent::Kind kind) { report({rank, kind, {}, "it was killed"}); }
 
   // The token after `token` at `position`: ordinary ids, among them halves of characters.
@@ -99,10 +109,12 @@ class PlayedWorkers : public Channel {
     wake();
   }
 
-  MicroBatchResult answer(const MicroBatch& batch) const {
+  // REQUIRES: mutex_ is held.
+  MicroBatchResult answer(const MicroBatch& batch) {
     MicroBatchResult result;
     result.set_id(batch.id());
     for (const SequenceChunk& chunk : batch.chunks()) {
+      fed_.insert(fed_.end(), chunk.token_ids().begin(), chunk.token_ids().end());
       if (!chunk.sample()) continue;
       const int last = chunk.token_ids_size() - 1;
       SampledToken& token = *result.add_tokens();
@@ -111,6 +123,10 @@ class PlayedWorkers : public Channel {
       const bool seeded = chunk.draw().temperature() != 1;
       const int32_t seed = seeded ? static_cast<int32_t>(chunk.draw().seed() % 1000) : 0;
       token.set_token(next_token(chunk.token_ids(last), chunk.position() + last + seed));
+      if (!said_.empty()) {
+        token.set_token(said_.front());
+        said_.pop_front();
+      }
       for (int32_t i = 0; i < chunk.draw().logprobs(); ++i) {
         TokenLogprob& logprob = *token.add_logprobs();
         logprob.set_id(i);
@@ -131,7 +147,9 @@ class PlayedWorkers : public Channel {
       lock.unlock();
       std::this_thread::sleep_for(step);
       ChannelEvent event{kReporter, ChannelEvent::Kind::kMessage, {}, ""};
+      lock.lock();
       *event.message.mutable_result() = answer(batch);
+      lock.unlock();
       report(std::move(event));
       lock.lock();
     }
@@ -143,6 +161,8 @@ class PlayedWorkers : public Channel {
   // Guarded by mutex_.
   std::deque<MicroBatch> batches_;
   std::deque<ChannelEvent> events_;
+  std::deque<int32_t> said_;
+  std::vector<int32_t> fed_;
   std::function<void()> wake_;
   milliseconds step_{0};
   bool held_ = false;

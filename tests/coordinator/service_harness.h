@@ -5,6 +5,7 @@
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <chrono>
 #include <condition_variable>
 #include <deque>
@@ -26,6 +27,8 @@
 namespace trireme {
 
 struct HarnessOptions {
+  std::string path = TRIREME_SOURCE_DIR "/tests/data/tiny-llama3";  // of the tokenizer
+  std::string family = "llama";
   std::string listen = "127.0.0.1:0";
   std::string token;
   int32_t context = 512;
@@ -38,15 +41,16 @@ struct HarnessOptions {
 class Harness {
  public:
   explicit Harness(HarnessOptions options = {})
-      : path_(TRIREME_SOURCE_DIR "/tests/data/tiny-llama3"),
-        tokenizer_(load_tokenizer(path_, "llama")),
+      : path_(options.path),
+        tokenizer_(load_tokenizer(path_, options.family)),
         workers_(*tokenizer_),
         service_(options.token) {
     spec_.set_name("played");
-    spec_.set_vocab_size(512);
-    spec_.set_bos_id(480);
-    spec_.add_stop_ids(484);
-    chat_ = make_chat_format(path_, "llama", spec_.bos_id(), *tokenizer_);
+    const bool llama = options.family == "llama";
+    spec_.set_vocab_size(std::max(512, tokenizer_->size()));
+    spec_.set_bos_id(llama ? 480 : -1);
+    if (llama) spec_.add_stop_ids(484);
+    chat_ = make_chat_format(path_, options.family, spec_.bos_id(), *tokenizer_);
     place(options);
     service_.set_drain_listener([this] { drained = true; });
     options.server.listen = options.listen;
@@ -126,7 +130,7 @@ class Harness {
     for (int stage = 0; stage < 2; ++stage) {
       ShardSpec& shard = *replica.add_stages()->add_shards();
       shard.set_rank(stage + 1);
-      shard.mutable_vocab()->set_end(512);
+      shard.mutable_vocab()->set_end(spec_.vocab_size());
     }
     placement_.set_block_size(16);
     placement_.set_num_blocks(options.context / 16 * options.max_sequences);
