@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Chat templates of checkpoints, tools of clients, and the calls that a model writes.
+#include <algorithm>
+#include <iterator>
+
 #include "coordinator/tokenizer/chat_answer.h"
 #include "coordinator/tokenizer/chat_tools.h"
 #include "coordinator/tokenizer/jinja/json.h"
@@ -19,14 +22,22 @@ void check_json(const jinja::Value& value) {
 }
 
 // The plain text and the calls of an answer that comes in pieces of `step` bytes, whole characters
-// each.
-std::string taken_apart(const ChatFormat& format, std::string_view answer, size_t step) {
+// each; special tokens come alone.
+std::string taken_apart(const ServedModel& model, std::string_view answer, size_t step) {
   static const std::vector<Tool> tools = read_tools(R"([{"name": "f"}, {"name": "g"}])");
-  const auto reader = format.answer_reader(tools);
+  const auto reader = model.chat_format.answer_reader(tools);
   if (reader == nullptr) return "";
   std::string text, held;
-  for (size_t at = 0; at < answer.size(); at += step) {
-    held += answer.substr(at, step);
+  while (!answer.empty()) {
+    const auto mark = static_cast<size_t>(answer[0]) - 1;
+    if (mark < std::size(kAnswerTokens)) {
+      text += reader->special(*model.tokenizer.special(kAnswerTokens[mark]));
+      answer.remove_prefix(1);
+      continue;
+    }
+    const size_t end = std::min(answer.find_first_of("\1\2\3\4\5"), step);
+    held += answer.substr(0, end);
+    answer.remove_prefix(std::min(end, answer.size()));
     text += reader->push(take_characters(held));
   }
   text += reader->finish();
@@ -73,9 +84,9 @@ void fuzz_tools_json(std::string_view input) {
 // The first byte chooses the format.
 void fuzz_answer(std::string_view input) {
   if (input.empty() || find_broken_utf8(input.substr(1)).has_value()) return;
-  const ChatFormat& format = *served(static_cast<uint8_t>(input[0])).chat;
-  const std::string whole = taken_apart(format, input.substr(1), input.size());
-  CHECK(taken_apart(format, input.substr(1), 1) == whole, "the pieces make no difference");
+  const ServedModel model = every_format().model(static_cast<uint8_t>(input[0]));
+  const std::string whole = taken_apart(model, input.substr(1), input.size());
+  CHECK(taken_apart(model, input.substr(1), 1) == whole, "the pieces make no difference");
 }
 
 }  // namespace trireme::fuzz

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs fuzz targets (preset fuzz) for a bounded time in bounded memory: fuzz.py [TARGET…] [--seconds 60].
 
-Prints a line for each target: runs, runs a second, edges of the code that were reached, inputs in the corpus,
-findings. What a target finds lies in build-fuzz/findings/TARGET; once it is mended, the (minimised) input
+Prints a line for each target: seconds asked for, seconds of processor time had, runs, runs a second, edges of the
+code that were reached, inputs in the corpus, findings. What a target finds lies in build-fuzz/findings/TARGET; once it is mended, the (minimised) input
 belongs into tests/fuzz/regressions/TARGET, where an ordinary test replays it.
 """
 import argparse
@@ -11,6 +11,7 @@ import base64
 import json
 import os
 import re
+import resource
 import shutil
 import struct
 import subprocess
@@ -100,7 +101,12 @@ GENERATE = ('text: "Hello" max_tokens: 5 sampling { temperature: 0.5 top_p: 0.9 
 CHAT = ('messages { role: "system" content: "Be brief." } messages { role: "user" content: "<|user|> hi <|im_end|>" }',
         'messages { role: "user" content: "2+2?" } messages { role: "assistant" content: "4" } '
         'messages { role: "user" content: "<|eot_id|>" } max_tokens: 3',
-        'messages { role: "user" content: "a" name: "n" tool_calls { name: "f" arguments_json: "{}" } } tools_json: "[]"')
+        'messages { role: "user" content: "a" } messages { role: "assistant" content: "b" tool_calls { name: "f" '
+        'arguments_json: "{\\"x\\": [1]}" id: "abcDEF123" } } messages { role: "tool" content: "7" tool_call_id: "abcDEF123" } '
+        'tools_json: "[{\\"name\\": \\"f\\", \\"description\\": \\"<|user|>\\"}]"',
+        'messages { role: "user" content: "a" } messages { role: "assistant" content: "```python\\ntool_call(x=1)\\n```" name: "f" } '
+        'messages { role: "observation" content: "7" name: "f" }')
+FORMATS = 48  # more than there are: tests/fuzz/served.h
 BATCH = ('id: 1 chunks { sequence: 1 position: 3 token_ids: 10 token_ids: 11 block_table: 7 block_table: 2 sample: true '
          'draw { temperature: 1 top_p: 0.9 top_k: 5 seed: 3 logprobs: 2 repetition_penalty: 1.1 presence_penalty: 0.1 '
          'num_prompt: 2 bias_ids: 3 biases: 0.5 banned_ids: 4 } } chunks { token_ids: 20 block_table: 5 }',)
@@ -175,7 +181,7 @@ def seeds_of(target):
     if target == "generate_request":
         return text_messages("trireme.v1.GenerateRequest", "inference.proto", *GENERATE)
     if target == "chat_request":
-        return [bytes([format]) + message for format in range(5)
+        return [bytes([format]) + message for format in range(FORMATS)
                 for message in text_messages("trireme.v1.ChatRequest", "inference.proto", *CHAT)]
     if target == "chat_template":
         conversation = {"messages": [{"role": "user", "content": "Hi <b>"}, {"role": "assistant", "content": " x "}],
@@ -194,8 +200,9 @@ def seeds_of(target):
                 b'{"name": "f", "arguments": {"x": 1e5, "y": "\\u00e9"}}']
     if target == "answer":
         answers = (b'text <tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call> more', b'{"name": "f", "parameters": {}}',
-                   b"f\n{\"x\": 1}<|assistant|>g\n{}", "你好 <tool_c".encode())
-        return [bytes([format]) + answer for format in range(5) for answer in answers]
+                   b"f\n{\"x\": 1}\1g\n{}", "你好 <tool_c".encode(), b"\n a\1f\n```python\ntool_call(x='1', y=[2])\n```\4",
+                   b'\2{"name": "f", "parameters": {"x": 1}}\5', b'a\3[{"name": "f", "arguments": {}, "id": "abcDEF123"}]')
+        return [bytes([format]) + answer for format in range(FORMATS) for answer in answers]
     if target == "control_frames":
         return control_frames()
     if target == "control_address":
@@ -228,12 +235,15 @@ def run(target, seconds, folder):
     environment = {**os.environ, "TMPDIR": str(folder), "ASAN_OPTIONS": "detect_leaks=1:allocator_may_return_null=0",
                    "UBSAN_OPTIONS": "print_stacktrace=1"}
     log = findings.parent / f"{target}.log"
+    begin = resource.getrusage(resource.RUSAGE_CHILDREN)
     with open(log, "wb") as out:
         end = subprocess.run([str(part) for part in command], stdout=out, stderr=subprocess.STDOUT, env=environment,
                              timeout=seconds + 300, check=False)
     text = log.read_text(errors="replace")
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu_s = round(usage.ru_utime + usage.ru_stime - begin.ru_utime - begin.ru_stime)
     number = lambda pattern: int((re.findall(pattern, text) or ["0"])[-1])  # noqa: E731
-    row = {"target": target, "runs": number(r"stat::number_of_executed_units:\s*(\d+)"),
+    row = {"target": target, "seconds": seconds, "cpu_s": cpu_s, "runs": number(r"stat::number_of_executed_units:\s*(\d+)"),
            "runs_per_s": number(r"stat::average_exec_per_sec:\s*(\d+)"), "edges": number(r"cov: (\d+)"),
            "corpus": sum(1 for _ in corpus.iterdir()), "peak_mb": number(r"stat::peak_rss_mb:\s*(\d+)"),
            "findings": len(list(findings.iterdir())), "ok": end.returncode == 0}

@@ -4,21 +4,8 @@
 
 #include "tests/fuzz/fuzz.h"
 #include "tests/fuzz/served.h"
-#include "worker/model/family.h"
 
 namespace trireme::fuzz {
-
-Served::Served(const std::string& name)
-    : path(std::string(TRIREME_SOURCE_DIR) + "/tests/data/" + name),
-      spec(read_model_spec(path)),
-      tokenizer(load_tokenizer(path, spec.family())),
-      chat(make_chat_format(path, spec.family(), spec.bos_id(), *tokenizer)) {}
-
-const Served& served(size_t number) {
-  static const Served kAll[] = {Served("tiny-llama3"), Served("tiny-qwen2"), Served("tiny-glm"),
-                                Served("tiny-llama3.1"), Served("tiny-qwen3")};
-  return kAll[number % std::size(kAll)];
-}
 
 namespace {
 
@@ -42,12 +29,29 @@ void check_prepared(const PreparedRequest& prepared, const ServedModel& model) {
   check_request_id(request.id);
 }
 
+std::vector<int32_t> specials(const PreparedRequest& prepared, const ServedModel& model) {
+  std::vector<int32_t> ids;
+  for (const int32_t id : prepared.request.prompt) {
+    if (model.tokenizer.is_special(id)) ids.push_back(id);
+  }
+  return ids;
+}
+
+// As many, which say nothing of themselves.
+std::string plain_tools(size_t count) {
+  std::string json = "[";
+  for (size_t i = 0; i < count; ++i) {
+    json += (i > 0 ? R"(, {"name": "t)" : R"({"name": "t)") + std::to_string(i) + "\"}";
+  }
+  return json + "]";
+}
+
 }  // namespace
 
 void fuzz_generate_request(std::string_view input) {
   v1::GenerateRequest request;
   if (!request.ParseFromArray(input.data(), static_cast<int>(input.size()))) return;
-  const ServedModel model = served(0).model();
+  const ServedModel model = served().model();
   (void)accepts([&] { check_prepared(prepare(request, model), model); });
 }
 
@@ -56,25 +60,23 @@ void fuzz_chat_request(std::string_view input) {
   if (input.empty()) return;
   v1::ChatRequest request;
   if (!request.ParseFromArray(input.data() + 1, static_cast<int>(input.size() - 1))) return;
-  const ServedModel model = served(static_cast<uint8_t>(input[0])).model();
+  const ServedModel model = every_format().model(static_cast<uint8_t>(input[0]));
   PreparedRequest prepared;
   if (!accepts([&] { prepared = prepare(request, model); })) return;
   check_prepared(prepared, model);
-  // What the messages say cannot add a turn: with other contents the special tokens are the same.
-  const auto specials = [&](const PreparedRequest& one) {
-    std::vector<int32_t> ids;
-    for (const int32_t id : one.request.prompt) {
-      if (model.tokenizer.is_special(id)) ids.push_back(id);
-    }
-    return ids;
-  };
-  v1::ChatRequest other;
-  for (const v1::ChatMessage& message : request.messages()) {
-    v1::ChatMessage& copy = *other.add_messages();
-    copy.set_role(message.role());
-    copy.set_content("x");
+  const auto reader = prepared.make_answer_reader();
+  CHECK(reader == nullptr || (reader->finish().empty() && reader->calls().empty()), "no answer");
+  // What is said cannot add a turn: with other contents, tools and arguments the special tokens are
+  // the same.
+  v1::ChatRequest other = request;
+  for (v1::ChatMessage& message : *other.mutable_messages()) {
+    if (!message.content().empty()) message.set_content("x");
+    for (v1::ToolCall& call : *message.mutable_tool_calls()) call.set_arguments_json("{}");
   }
-  CHECK(specials(prepare(other, model)) == specials(prepared), "the roles alone make the turns");
+  if (other.has_tools_json())
+    other.set_tools_json(plain_tools(read_tools(other.tools_json()).size()));
+  CHECK(specials(prepare(other, model), model) == specials(prepared, model),
+        "the roles alone make the turns");
 }
 
 }  // namespace trireme::fuzz
