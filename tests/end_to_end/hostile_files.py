@@ -88,6 +88,7 @@ SAFETENSORS = [
     ("empty file", weights(lambda data: b""), "at least 8 are needed"),
     ("cut short", CUT_SHORT, "it is truncated; download it again"),
     ("header length 2^64 - 1", weights(lambda data: b"\xff" * 8 + data[8:]), "its header has 18446744073709551615 bytes"),
+    ("header length 2^64 - 8", weights(lambda data: struct.pack("<Q", (1 << 64) - 8) + data[8:]), "its header has 18446744073709551608 bytes"),
     ("header longer than the file", weights(lambda data: struct.pack("<Q", len(data)) + data[8:]), "its header needs"),
     ("header is no JSON", header(lambda fields: b"not at all"), "no valid JSON at byte"),
     ("header of another encoding", header(lambda fields: b'{"\xff\xfe": {}}'), "no valid JSON at byte"),
@@ -99,6 +100,9 @@ SAFETENSORS = [
     ("tensor ends before it begins", header(lambda fields: fields[UP].update(data_offsets=[100, 0])), "no [begin, end] in order"),
     ("offset 2^64 - 1", header(lambda fields: fields[UP].update(data_offsets=[0, (1 << 64) - 1])), "data_offsets"),
     ("shape overflows", header(lambda fields: fields[UP].update(shape=[1 << 62, 1 << 62])), "its size overflows"),
+    ("shape that times its type overflows", header(lambda fields: fields[UP].update(shape=[1 << 31, 1 << 31], dtype="F32")),
+     "its size overflows"),
+    ("shape that its bytes do not hold", header(lambda fields: fields[UP].update(shape=[168, 65])), UP),
     ("shape negative", header(lambda fields: fields[UP].update(shape=[-1, 64])), "has no shape that is a list"),
     ("shape of 9 dimensions", header(lambda fields: fields[UP].update(shape=[1] * 9)), "has no shape that is a list"),
     ("shape transposed", header(lambda fields: fields[UP]["shape"].reverse()), "the config needs shape [168, 64]"),
@@ -183,7 +187,20 @@ def gguf_tensors(*tensors):
     return gguf(body + bytes(-len(body) % 32 + 64))
 
 
+def parts(number, count, tensors, *names):
+    """A file that says it is one part of several, under each of the names."""
+    def make(folder):
+        keys = ((b"split.no", number), (b"split.count", count), (b"split.tensors.count", tensors))
+        body = gguf_head(0, 4) + text(b"general.architecture") + struct.pack("<I", 8) + text(b"llama")
+        body += b"".join(text(key) + struct.pack("<II", 4, value) for key, value in keys)
+        for name in names:
+            (Path(folder) / name).write_bytes(body + bytes(-len(body) % 32 + 64))
+        return model(Path(folder) / names[0])
+    return make
+
+
 BIG = 1 << 32
+FIRST, SECOND = "model-00001-of-00002.gguf", "model-00002-of-00002.gguf"
 GGUFS = [
     ("text", gguf(b"no model at all " * 20), "does not begin with the letters GGUF"),
     ("cut in the middle", gguf((harness.ROOT / "tests/data/gguf/tiny-llama3.gguf").read_bytes()[:90000]), "it is truncated"),
@@ -201,6 +218,9 @@ GGUFS = [
     ("tensor of an unknown type", gguf_tensors(((32,), 999, 0)), "tensor 't0'"),
     ("tensor behind the end", gguf_tensors(((32,), 0, 1 << 40)), "but the file has"),
     ("tensors overlap", gguf_tensors(((8,), 0, 0), ((8,), 0, 0)), "overlap"),
+    ("second part missing", parts(0, 2, 0, FIRST), SECOND + " is missing"),
+    ("parts that are the same", parts(0, 2, 0, FIRST, SECOND), "split.no is 0"),
+    ("2^32 - 1 parts", parts(0, BIG - 1, 0, FIRST), "split.count is 4294967295"),
 ]
 
 
@@ -369,6 +389,26 @@ DEVICE_MAPS = [
 ]
 
 
+# ---- types of weights by module ----
+
+def types(content):
+    def make(folder):
+        path = Path(folder) / "types.json"
+        path.write_bytes(content)
+        return ["generate", "--model", harness.tiny_model(), "--prompt_ids", "1", "--max_tokens", "1", "--dtype", path]
+    return make
+
+
+TYPES = [
+    ("no JSON", types(b"{]"), "no valid JSON at byte"),
+    ("nested 100000 deep", types(b'{"":' * 100_000), "nested deeper than 32 levels"),
+    ("module unknown", types(b'{"model.layer.0": "bf16"}'), 'the nearest is "model.layers.0"'),
+    ("module behind the last layer", types(b'{"model.layers.3": "bf16"}'), "is no module of"),
+    ("type unknown", types(b'{"lm_head": "int3"}'), '"int3"'),
+    ("matrix of two types", types(b'{"model.layers.0.self_attn.k_proj": "fp16"}'), "one matrix here"),
+]
+
+
 # ---- what --model may name ----
 
 def special(make):
@@ -411,4 +451,4 @@ PATHS = [
 
 FILES = [(kind, *case) for kind, cases in (
     ("safetensors", SAFETENSORS), ("shards", SHARDS), ("GGUF", GGUFS), ("config", CONFIGS), ("tokenizer", TOKENIZERS),
-    ("device map", DEVICE_MAPS), ("--model", PATHS)) for case in cases]
+    ("device map", DEVICE_MAPS), ("--dtype", TYPES), ("--model", PATHS)) for case in cases]

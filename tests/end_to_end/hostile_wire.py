@@ -101,6 +101,7 @@ def begins_and_goes(server):
     return "OK", "3000 calls were cancelled"
 
 
+USER = {"role": "user", "content": "x"}
 MESSAGES = [
     ("max_tokens 0", generate(max_tokens=0), "INVALID_ARGUMENT", "max_tokens: found 0, allowed: 1 to 2045"),
     ("max_tokens 2^31 - 1", generate(max_tokens=(1 << 31) - 1), "INVALID_ARGUMENT", "max_tokens: found 2147483647"),
@@ -137,6 +138,15 @@ MESSAGES = [
     ("10^6 messages", chat(*[{}] * MILLION), "INVALID_ARGUMENT", "messages: found 1000000 messages, allowed: at most 1024"),
     ("role unknown", chat({"role": "robot", "content": "x"}), "INVALID_ARGUMENT", 'messages[0].role: found "robot"'),
     ("role of 1 MB", chat({"role": "x" * MILLION}), "INVALID_ARGUMENT", "messages[0].role: found an unknown role"),
+    ("tools that are no JSON", chat(USER, tools_json="[{"), "INVALID_ARGUMENT", "tools_json: "),
+    ("tools nested 10^5 deep", chat(USER, tools_json="[" * 100_000), "INVALID_ARGUMENT", "tools_json: "),
+    ("10^5 tools", chat(USER, tools_json="[%s]" % ",".join('{"name": "f%d"}' % number for number in range(100_000))),
+     "INVALID_ARGUMENT", "tools_json: "),
+    ("tools for a model without", chat(USER, tools_json='[{"name": "f"}]'), "UNIMPLEMENTED", "tools_json: is set"),
+    ("call of a user", chat({**USER, "tool_calls": [{"name": "f", "arguments_json": "{}"}]}), "INVALID_ARGUMENT",
+     "messages[0].tool_calls: "),
+    ("arguments that are a list", chat(USER, {"role": "assistant", "tool_calls": [{"name": "f", "arguments_json": "[1]"}]}),
+     "INVALID_ARGUMENT", "messages[1].tool_calls[0].arguments_json: "),
     ("10^6 ids to read back", lambda server: harness.refusal(
         server.inference.Detokenize, api().pb.DetokenizeRequest(token_ids=[1] * MILLION)), "INVALID_ARGUMENT", "token_ids: found 1000000"),
     ("abort of what does not run", lambda server: harness.refusal(
