@@ -9,6 +9,7 @@
 #include <cmath>
 #include <cstring>
 #include <ostream>
+#include <set>
 #include <span>
 #include <string>
 #include <vector>
@@ -182,6 +183,18 @@ std::vector<Case> all_cases() {
 }
 
 INSTANTIATE_TEST_SUITE_P(Checkpoints, Golden, testing::ValuesIn(all_cases()), case_name);
+
+// A family without a checkpoint here would be served untested.
+TEST(GoldenCheckpoints, EveryFamilyHasOne) {
+  std::set<std::string> families;
+  for (const std::string& checkpoint : golden_checkpoints()) {
+    families.insert(read_model_spec(*find_checkpoint(checkpoint)).family());
+  }
+  for (const ModelFamily* family : model_families()) {
+    EXPECT_TRUE(families.contains(family->name))
+        << family->name << " has no tiny-* with a ref.json";
+  }
+}
 
 }  // namespace
 }  // namespace trireme
