@@ -230,7 +230,7 @@ def run(target, seconds, folder):
         (seeds / str(number)).write_bytes(seed)
     kept = ROOT / "tests/fuzz/regressions" / target
     command = [BUILD / "fuzz", f"--target={target}", f"-max_total_time={seconds}", f"-timeout={INPUT_TIMEOUT_S}",
-               f"-rss_limit_mb={RSS_LIMIT_MB}", f"-max_len={MAX_BYTES.get(target, 1 << 13)}", "-print_final_stats=1",
+               f"-rss_limit_mb={RSS_LIMIT_MB}", f"-max_len={MAX_BYTES.get(target, 1 << 13)}", "-print_final_stats=1", "-keep_seed=1",
                f"-artifact_prefix={findings}/", corpus, seeds, *([kept] if kept.exists() else [])]
     environment = {**os.environ, "TMPDIR": str(folder), "ASAN_OPTIONS": "detect_leaks=1:allocator_may_return_null=0",
                    "UBSAN_OPTIONS": "print_stacktrace=1"}

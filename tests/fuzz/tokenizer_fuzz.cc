@@ -4,6 +4,7 @@
 #include "coordinator/tokenizer/regex.h"
 #include "coordinator/tokenizer/sentencepiece_check.h"
 #include "coordinator/tokenizer/tokenizer.h"
+#include "coordinator/tokenizer/tokenizer_config.h"
 #include "coordinator/tokenizer/utf8.h"
 #include "tests/fuzz/fuzz.h"
 #include "tests/fuzz/sentencepiece_process.h"
@@ -76,7 +77,14 @@ void fuzz_sentencepiece(std::string_view input) {
   SentencePieceProcess::instance().load(ModelKind::kPieces, input);
 }
 
+// tokenizer_config.json, then tokenizer.model. What the helper does, libFuzzer does not see: what
+// can be done here is done here too.
 void fuzz_sentencepiece_folder(std::string_view input) {
+  static InputFolder folder({"tokenizer_config.json"});
+  const auto [config, model] = cut(input);
+  folder.set(0, config);
+  (void)accepts([&] { (void)read_tokenizer_config(folder.path()); });
+  (void)accepts([&, bytes = model] { check_sentencepiece_model(bytes, "tokenizer.model"); });
   SentencePieceProcess::instance().load(ModelKind::kFolder, input);
 }
 
