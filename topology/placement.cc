@@ -2,25 +2,34 @@
 #include "topology/placement.h"
 
 #include <algorithm>
-#include <cmath>
 #include <set>
 #include <string>
 #include <vector>
 
 #include "kernels/base/error.h"
-#include "kernels/sizes.h"
+#include "topology/assign.h"
+#include "topology/by_memory.h"
+#include "topology/plan_search.h"
 #include "topology/shard.h"
 #include "topology/topology.h"
 
 namespace trireme {
 namespace {
 
-// Left for the program itself, its libraries and message buffers.
-constexpr uint64_t kReservedBytes = 256u << 20;
-
-struct Degrees {
-  int32_t tp = 1, pp = 1, dp = 1;
-};
+void check_memory_keys(const Topology& topology, const PlacementOptions& options) {
+  for (const auto& [key, bytes] : options.max_memory_bytes) {
+    bool known = key == "cpu";
+    for (int worker = 0; worker < topology.ranks_size(); ++worker) {
+      known = known || key == std::to_string(worker) ||
+              key == topology.ranks(worker).host() + ":" + std::to_string(worker);
+    }
+    if (!known) {
+      throw Error(Code::kInvalidArgument,
+                  "cannot use --max_memory: no worker is called " + key + "; the job has 0 to " +
+                      std::to_string(topology.ranks_size() - 1) + ", host:index, or cpu");
+    }
+  }
+}
 
 Degrees choose_degrees(int32_t workers, const ModelSpec& model, const PlacementOptions& options) {
   for (const auto& [name, value] :
@@ -52,90 +61,6 @@ Degrees choose_degrees(int32_t workers, const ModelSpec& model, const PlacementO
   return degrees;
 }
 
-// What a worker may use: its memory, or less if --max_memory says so.
-uint64_t memory_of(const Topology& topology, int worker, const PlacementOptions& options) {
-  const RankInfo& rank = topology.ranks(worker);
-  uint64_t bytes = rank.device().memory_bytes();
-  for (const std::string& key :
-       {std::string("cpu"), std::to_string(worker), rank.host() + ":" + std::to_string(worker)}) {
-    if (key == "cpu" && rank.device().kind() != DEVICE_KIND_CPU) continue;
-    const auto limit = options.max_memory_bytes.find(key);
-    if (limit != options.max_memory_bytes.end()) bytes = std::min(bytes, limit->second);
-  }
-  return bytes;
-}
-
-void check_memory_keys(const Topology& topology, const PlacementOptions& options) {
-  for (const auto& [key, bytes] : options.max_memory_bytes) {
-    bool known = key == "cpu";
-    for (int worker = 0; worker < topology.ranks_size(); ++worker) {
-      known = known || key == std::to_string(worker) ||
-              key == topology.ranks(worker).host() + ":" + std::to_string(worker);
-    }
-    if (!known) {
-      throw Error(Code::kInvalidArgument,
-                  "cannot use --max_memory: no worker is called " + key + "; the job has 0 to " +
-                      std::to_string(topology.ranks_size() - 1) + ", host:index, or cpu");
-    }
-  }
-}
-
-// Ends of the stages' layer ranges. A decode step reads each layer once, and the head like
-// head_weight layers: cut so that the cumulative work follows the cumulative memory.
-std::vector<int32_t> cut_layers(int32_t num_layers, double head_weight,
-                                const std::vector<double>& capacity) {
-  double total_capacity = 0;
-  for (const double value : capacity) total_capacity += value;
-  const auto stages = static_cast<int32_t>(capacity.size());
-  std::vector<int32_t> ends;
-  double so_far = 0;
-  for (int32_t stage = 0; stage < stages; ++stage) {
-    so_far += capacity[static_cast<size_t>(stage)];
-    const double target = (num_layers + head_weight) * so_far / std::max(total_capacity, 1.0);
-    const int32_t least = (ends.empty() ? 0 : ends.back()) + 1;
-    const int32_t most = num_layers - (stages - 1 - stage);
-    ends.push_back(stage + 1 == stages
-                       ? num_layers
-                       : std::clamp(static_cast<int32_t>(std::lround(target)), least, most));
-  }
-  return ends;
-}
-
-ReplicaSpec make_replica(const Topology& topology, const ModelSpec& model, const Degrees& degrees,
-                         int32_t first_worker, const PlacementOptions& options) {
-  std::vector<double> capacity;
-  for (int32_t stage = 0; stage < degrees.pp; ++stage) {
-    uint64_t least = UINT64_MAX;
-    for (int32_t j = 0; j < degrees.tp; ++j) {
-      least = std::min(least, memory_of(topology, first_worker + stage * degrees.tp + j, options));
-    }
-    capacity.push_back(static_cast<double>(least) * degrees.tp);
-  }
-  const double hidden = model.hidden_size();
-  const double layer_weights =
-      hidden * (2.0 * model.num_heads() * model.head_dim() +
-                2.0 * model.num_kv_heads() * model.head_dim() + 3.0 * model.ffn_size());
-  const std::vector<int32_t> ends =
-      cut_layers(model.num_layers(), hidden * model.vocab_size() / layer_weights, capacity);
-
-  ReplicaSpec replica;
-  int32_t begin = 0;
-  for (int32_t index = 0; index < degrees.pp; ++index) {
-    StageSpec& stage = *replica.add_stages();
-    stage.mutable_layers()->set_begin(begin);
-    stage.mutable_layers()->set_end(ends[static_cast<size_t>(index)]);
-    begin = ends[static_cast<size_t>(index)];
-    stage.set_has_embedding(index == 0);
-    stage.set_has_head(index + 1 == degrees.pp);
-    for (int32_t j = 0; j < degrees.tp; ++j) {
-      ShardSpec shard = make_shard(model, j, degrees.tp);
-      shard.set_rank(topology.ranks(first_worker + index * degrees.tp + j).rank());
-      *stage.add_shards() = shard;
-    }
-  }
-  return replica;
-}
-
 template <typename Visit>
 void for_each_shard(Placement& placement, Visit visit) {
   for (ReplicaSpec& replica : *placement.mutable_replicas()) {
@@ -165,7 +90,9 @@ void choose_blocks(const Topology& topology, const ModelSpec& model,
   for_each_shard(placement, [&](const StageSpec&, const ShardSpec& shard) {
     const int worker = worker_of(topology, shard.rank());
     const uint64_t memory = memory_of(topology, worker, options);
-    const uint64_t fixed = shard.weight_bytes() + shard.activation_bytes() + kReservedBytes;
+    const uint64_t reserve =
+        memory - static_cast<uint64_t>(std::max(0.0, usable_memory(topology, worker, options)));
+    const uint64_t fixed = shard.weight_bytes() + shard.activation_bytes() + reserve;
     const uint64_t needed = fixed + static_cast<uint64_t>(least) * shard.kv_bytes();
     if (needed > memory) {
       throw Error(Code::kResourceExhausted,
@@ -185,6 +112,112 @@ void choose_blocks(const Topology& topology, const ModelSpec& model,
       static_cast<int32_t>(std::min<int64_t>(blocks, INT32_MAX / placement.block_size())));
 }
 
+// Nothing is known but the ranks.
+bool bare(const Topology& topology) {
+  return topology.islands().empty() && topology.network().empty() && topology.links().empty() &&
+         std::none_of(topology.ranks().begin(), topology.ranks().end(), [](const RankInfo& rank) {
+           return rank.device().speed_measured() || !rank.device().type().empty();
+         });
+}
+
+void check_limits(const ModelSpec& model, const PlacementOptions& options) {
+  if (options.context && (*options.context < 1 || *options.context > model.context_length())) {
+    throw Error(Code::kInvalidArgument, "cannot place the model: --context is " +
+                                            std::to_string(*options.context) + ", " + model.name() +
+                                            " was made for 1 to " +
+                                            std::to_string(model.context_length()) + " positions");
+  }
+  for (const auto& [name, limit] :
+       {std::pair{"--tpot_max", options.tpot_limit_s}, {"--ttft_max", options.ttft_limit_s}}) {
+    if (limit && !(*limit > 0)) {
+      throw Error(Code::kInvalidArgument,
+                  std::string("cannot place the model: ") + name + " must be more than zero");
+    }
+  }
+  if (options.load.prompt_tokens < 1 || options.load.output_tokens < 1) {
+    throw Error(Code::kInvalidArgument,
+                "cannot place the model: the load must have one prompt and one output token");
+  }
+}
+
+// The load that is planned for fits the context.
+void fit_load(const ModelSpec& model, PlacementOptions& options) {
+  const int32_t context = options.context.value_or(model.context_length());
+  Load& load = options.load;
+  if (context > 1 && int64_t{load.prompt_tokens} + load.output_tokens > context) {
+    load.output_tokens = std::clamp(context / 4, 1, load.output_tokens);
+    load.prompt_tokens = std::clamp(context - load.output_tokens, 1, load.prompt_tokens);
+  }
+}
+
+Placement to_placement(const Topology& topology, const ModelSpec& model, const PlannerInput& input,
+                       const std::vector<PlacedReplica>& replicas) {
+  Placement placement;
+  for (const PlacedReplica& replica : replicas) {
+    ReplicaSpec& spec = *placement.add_replicas();
+    spec.set_micro_batches(replica.micro_batches);
+    spec.set_sequences_per_micro_batch(input.problem.batches[static_cast<size_t>(replica.batch)]);
+    int32_t begin = 0;
+    for (size_t index = 0; index < replica.stages.size(); ++index) {
+      const PlacedStage& placed = replica.stages[index];
+      StageSpec& stage = *spec.add_stages();
+      stage.mutable_layers()->set_begin(begin);
+      stage.mutable_layers()->set_end(begin += placed.layers);
+      stage.set_has_embedding(index == 0);
+      stage.set_has_head(index + 1 == replica.stages.size());
+      const auto tp = static_cast<int32_t>(placed.workers.size());
+      for (int32_t tp_rank = 0; tp_rank < tp; ++tp_rank) {
+        const int worker = placed.workers[static_cast<size_t>(tp_rank)];
+        ShardSpec shard = make_shard(model, tp_rank, tp);
+        shard.set_rank(topology.ranks(worker).rank());
+        *stage.add_shards() = shard;
+      }
+    }
+  }
+  return placement;
+}
+
+void set_spares(const Topology& topology, Placement& placement) {
+  std::set<int32_t> used;
+  for_each_shard(placement,
+                 [&](const StageSpec&, const ShardSpec& shard) { used.insert(shard.rank()); });
+  for (const RankInfo& rank : topology.ranks()) {
+    if (!used.count(rank.rank())) placement.add_spare_ranks(rank.rank());
+  }
+}
+
+void set_options(const ModelSpec& model, const PlacementOptions& options, Placement& placement) {
+  placement.set_dtype(dtype_name(options.dtype));
+  if (options.weight_dtypes) *placement.mutable_weight_dtypes() = *options.weight_dtypes;
+  placement.set_block_size(options.block_size);
+  placement.set_max_sequences(options.max_sequences);
+  placement.set_max_batch_tokens(options.max_batch_tokens);
+  placement.set_context(options.context.value_or(model.context_length()));
+}
+
+// No placement keeps memory and limits: says which, by what the same degrees need by memory alone.
+Placement explain(const Topology& topology, const ModelSpec& model, const Degrees& degrees,
+                  const PlacementOptions& options) {
+  Placement placement = place_by_memory(topology, model, degrees, options);
+  set_spares(topology, placement);
+  set_options(model, options, placement);
+  choose_blocks(topology, model, options, placement);
+  predict_bytes(model, placement);
+  predict_times(topology, model, options, placement);
+  if (options.tpot_limit_s || options.ttft_limit_s) {
+    char text[200];
+    std::snprintf(
+        text, sizeof text,
+        ": TPOT %.1f ms and TTFT %.1f ms is what layers by memory reach; raise --tpot_max "
+        "or --ttft_max, or add faster ranks",
+        placement.predicted().tpot_ms(), placement.predicted().ttft_ms());
+    throw Error(Code::kResourceExhausted,
+                "cannot place " + model.name() + " within its limits on time" + text);
+  }
+  placement.mutable_predicted()->set_method("by memory");
+  return placement;
+}
+
 }  // namespace
 
 void predict_bytes(const ModelSpec& model, Placement& placement) {
@@ -196,156 +229,29 @@ void predict_bytes(const ModelSpec& model, Placement& placement) {
 }
 
 Placement plan_placement(const Topology& topology, const ModelSpec& model,
-                         const PlacementOptions& options) {
-  check_memory_keys(topology, options);
-  if (options.context && (*options.context < 1 || *options.context > model.context_length())) {
-    throw Error(Code::kInvalidArgument, "cannot place the model: --context is " +
-                                            std::to_string(*options.context) + ", " + model.name() +
-                                            " was made for 1 to " +
-                                            std::to_string(model.context_length()) + " positions");
+                         const PlacementOptions& given) {
+  check_memory_keys(topology, given);
+  check_limits(model, given);
+  const Degrees degrees = choose_degrees(topology.ranks_size(), model, given);
+  PlacementOptions options = given;
+  fit_load(model, options);
+  if (bare(topology)) {
+    options.tp = degrees.tp;
+    options.pp = degrees.pp;
+    options.dp = degrees.dp;
   }
-  const Degrees degrees = choose_degrees(topology.ranks_size(), model, options);
-  Placement placement;
-  for (int32_t index = 0; index < degrees.dp; ++index) {
-    *placement.add_replicas() =
-        make_replica(topology, model, degrees, index * degrees.pp * degrees.tp, options);
-  }
-  for (int worker = degrees.dp * degrees.pp * degrees.tp; worker < topology.ranks_size();
-       ++worker) {
-    placement.add_spare_ranks(topology.ranks(worker).rank());
-  }
-  placement.set_dtype(dtype_name(options.dtype));
-  if (options.weight_dtypes) *placement.mutable_weight_dtypes() = *options.weight_dtypes;
-  placement.set_block_size(options.block_size);
-  placement.set_max_sequences(options.max_sequences);
-  placement.set_max_batch_tokens(options.max_batch_tokens);
-  placement.set_context(options.context.value_or(model.context_length()));
+  const LinkGraph links(topology);
+  const Plan plan = search_plan(topology, links, model, options);
+  if (plan.result.replicas.empty()) return explain(topology, model, degrees, options);
+  Placement placement = to_placement(topology, model, plan.input,
+                                     assign_devices(plan.input, links, options, plan.result));
+  set_spares(topology, placement);
+  set_options(model, options, placement);
   choose_blocks(topology, model, options, placement);
   predict_bytes(model, placement);
+  predict_times(topology, model, options, placement);
+  explain_plan(topology, plan, options, placement);
   return placement;
-}
-
-namespace {
-
-[[noreturn]] void refuse(const std::string& where, const std::string& found) {
-  throw Error(Code::kInvalidArgument, "cannot use the placement: " + where + " " + found);
-}
-
-// The shards of a stage must cover [0, limit) of one dimension, in order, without a gap.
-void check_cover(const StageSpec& stage, const std::string& where, const char* field,
-                 const Range& (ShardSpec::*range)() const, int32_t limit) {
-  int32_t at = 0;
-  for (const ShardSpec& shard : stage.shards()) {
-    if ((shard.*range)().begin() != at) {
-      refuse(where, std::string(field) + " of rank " + std::to_string(shard.rank()) + " begin at " +
-                        std::to_string((shard.*range)().begin()) + ", needed is " +
-                        std::to_string(at));
-    }
-    at = (shard.*range)().end();
-  }
-  if (at != limit) {
-    refuse(where, std::string(field) + " end at " + std::to_string(at) + ", the model has " +
-                      std::to_string(limit));
-  }
-}
-
-void check_stage(const Topology* topology, const ModelSpec& model, const StageSpec& stage,
-                 const std::string& where, std::set<int32_t>& used) {
-  if (stage.shards().empty()) refuse(where, "has no shard");
-  int32_t tp_rank = 0;
-  for (const ShardSpec& shard : stage.shards()) {
-    if (topology != nullptr && worker_of(*topology, shard.rank()) < 0) {
-      refuse(where, "names rank " + std::to_string(shard.rank()) + ", which is no worker");
-    }
-    if (!used.insert(shard.rank()).second) {
-      refuse(where, "uses rank " + std::to_string(shard.rank()) + " a second time");
-    }
-    if (shard.tp_rank() != tp_rank++) refuse(where, "does not list its shards by tp_rank");
-    validate_shard(model, shard);
-  }
-  check_cover(stage, where, "heads", &ShardSpec::heads, model.num_heads());
-  check_cover(stage, where, "ffn", &ShardSpec::ffn, model.ffn_size());
-  check_cover(stage, where, "vocab", &ShardSpec::vocab, model.vocab_size());
-}
-
-void check_replica(const Topology* topology, const ModelSpec& model, const ReplicaSpec& replica,
-                   const std::string& where, std::set<int32_t>& used) {
-  if (replica.stages().empty()) refuse(where, "has no stage");
-  int32_t layer = 0;
-  for (int index = 0; index < replica.stages_size(); ++index) {
-    const StageSpec& stage = replica.stages(index);
-    const std::string stage_where = where + ", stage " + std::to_string(index);
-    if (stage.layers().begin() != layer || stage.layers().end() < layer ||
-        stage.layers().end() > model.num_layers()) {
-      refuse(stage_where, "has layers [" + std::to_string(stage.layers().begin()) + ", " +
-                              std::to_string(stage.layers().end()) + "), needed is a range from " +
-                              std::to_string(layer) + " within " +
-                              std::to_string(model.num_layers()));
-    }
-    layer = stage.layers().end();
-    if (stage.has_embedding() != (index == 0)) {
-      refuse(stage_where, "is wrong about has_embedding: the first stage has it");
-    }
-    if (stage.has_head() != (index + 1 == replica.stages_size())) {
-      refuse(stage_where, "is wrong about has_head: the last stage has it");
-    }
-    check_stage(topology, model, stage, stage_where, used);
-  }
-  if (layer != model.num_layers()) {
-    refuse(where, "ends at layer " + std::to_string(layer) + ", the model has " +
-                      std::to_string(model.num_layers()));
-  }
-}
-
-void check_placement(const Topology* topology, const ModelSpec& model, const Placement& placement) {
-  if (placement.replicas().empty()) refuse("it", "has no replica");
-  validate_dtypes(model, placement);
-  const auto positive = [](const char* field, int32_t value, int32_t most) {
-    if (value < 1 || value > most) {
-      refuse(field, "is " + std::to_string(value) + ", needed is 1 to " + std::to_string(most));
-    }
-  };
-  positive("block_size", placement.block_size(), 1 << 12);
-  positive("num_blocks", placement.num_blocks(), INT32_MAX / placement.block_size());
-  positive("max_sequences", placement.max_sequences(), 1 << 16);
-  positive("max_batch_tokens", placement.max_batch_tokens(), 1 << 20);
-  positive("context", placement.context(), model.context_length());
-  std::set<int32_t> used;
-  for (int index = 0; index < placement.replicas_size(); ++index) {
-    check_replica(topology, model, placement.replicas(index), "replica " + std::to_string(index),
-                  used);
-  }
-}
-
-}  // namespace
-
-void validate_placement(const Topology& topology, const ModelSpec& model,
-                        const Placement& placement) {
-  check_placement(&topology, model, placement);
-}
-
-void validate_placement(const ModelSpec& model, const Placement& placement) {
-  check_placement(nullptr, model, placement);
-}
-
-void check_memory(const Topology& topology, const Placement& placement) {
-  for (const ReplicaSpec& replica : placement.replicas()) {
-    for (const StageSpec& stage : replica.stages()) {
-      for (const ShardSpec& shard : stage.shards()) {
-        const RankInfo& rank = topology.ranks(worker_of(topology, shard.rank()));
-        const uint64_t needed =
-            shard.weight_bytes() + shard.kv_bytes() + shard.activation_bytes() + kReservedBytes;
-        if (needed <= rank.device().memory_bytes()) continue;
-        throw Error(Code::kResourceExhausted,
-                    "cannot use the placement: rank " + std::to_string(shard.rank()) + " (" +
-                        rank.host() + ") needs " + format_bytes(needed) + " (weights " +
-                        format_bytes(shard.weight_bytes()) + ", KV " +
-                        format_bytes(shard.kv_bytes()) + "), it has " +
-                        format_bytes(rank.device().memory_bytes()) +
-                        "; add ranks, or lower num_blocks or max_batch_tokens");
-      }
-    }
-  }
 }
 
 }  // namespace trireme

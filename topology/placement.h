@@ -6,32 +6,50 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "kernels/dtype.h"
 #include "proto/cluster.pb.h"
+#include "topology/cost.h"
 
 namespace trireme {
 
 struct PlacementOptions {
   DType dtype = DType::kBF16;
   std::optional<WeightDtypes> weight_dtypes;  // where matrices differ; as Placement has them
-  // tp·pp·dp must not exceed the workers; what is left over is spare. Unset ones are chosen: no
-  // replicas, the least tensor parallelism (1), as many stages as there are workers left.
+  // tp·pp·dp must not exceed the workers; what is left over is spare. Unset ones are chosen.
   std::optional<int32_t> tp, pp, dp;
   int32_t block_size = 16;
   int32_t max_sequences = 32;
   int32_t max_batch_tokens = 512;
   std::optional<int32_t> context;                    // default: the model's
   std::map<std::string, uint64_t> max_memory_bytes;  // key: worker index ("0"), host:index or "cpu"
+
+  Objective objective = OBJECTIVE_THROUGHPUT;
+  Load load;  // that throughput is predicted for
+  std::optional<double> tpot_limit_s, ttft_limit_s;
+  double cpu_seconds = 1;           // the search ends after about as much, with what it has proved
+  std::vector<int32_t> tp_degrees;  // that may be used; empty: all that islands and model allow
+  std::vector<int32_t> batches;     // sequences per micro-batch to choose from; empty: a grid
+  bool limit_sequences = true;      // micro-batches x sequences of each within max_sequences
+  CostAssumptions assumptions;
 };
 
-// Layers are cut among stages in proportion to what each stage's ranks can hold, counting embedding
-// and head as the layers they weigh as much as. KV blocks: what max_sequences of `context`
-// positions need, or what the memory left over holds if that is less (at least one sequence of
-// `context`). Throws kInvalidArgument (degrees that do not fit) or kResourceExhausted (memory: the
-// rank, what it needs, what it has, and what to change).
+// The best placement that the search finds for the objective, with its predictions, how far from
+// the best it can be at most (predicted().gap()), and the runner-up. Degrees that are given are
+// constraints of the same search. Where the topology says nothing of links or speeds, there is one
+// replica, without tensor parallelism, of as many stages as there are workers, unless degrees say
+// otherwise. KV blocks: what max_sequences of `context` positions need, or what the memory left
+// over holds if that is less (at least one sequence of `context`). Throws kInvalidArgument (degrees
+// that do not fit) or kResourceExhausted (memory: the rank, what it needs, what it has, and what to
+// change; limits that no placement keeps).
 Placement plan_placement(const Topology& topology, const ModelSpec& model,
                          const PlacementOptions& options);
+
+// Predicted times of any placement: of its stages, replicas and as a whole. REQUIRES:
+// validate_placement returned.
+void predict_times(const Topology& topology, const ModelSpec& model,
+                   const PlacementOptions& options, Placement& placement);
 
 // Checks a placement from a file or a peer against model and topology: every layer exactly once per
 // replica, ranks that exist and are used once, shards that cover heads, FFN and vocabulary. Throws

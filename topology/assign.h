@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+// From counts to devices: which group of which island takes which stage, and in which order.
+#pragma once
+
+#include <vector>
+
+#include "topology/stage_types.h"
+
+namespace trireme {
+
+struct PlacedStage {
+  int type = 0;
+  int32_t layers = 0;
+  std::vector<int> workers;  // indices into topology.ranks, by tp_rank
+};
+
+// A replica's stages in pipeline order, on devices.
+struct PlacedReplica {
+  int batch = 0;
+  int32_t micro_batches = 1;
+  std::vector<PlacedStage> stages;
+};
+
+// REQUIRES: the counts fit the islands, as every search result does. A replica's stages come near
+// each other where that is possible.
+std::vector<PlacedReplica> assign_devices(const PlannerInput& input, const LinkGraph& links,
+                                          const PlacementOptions& options,
+                                          const SearchResult& result);
+
+}  // namespace trireme

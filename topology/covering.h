@@ -1,0 +1,372 @@
+// SPDX-License-Identifier: Apache-2.0
+// The cheapest stages that hold a model's layers within a time: what pricing asks again and again.
+#pragma once
+
+#include <algorithm>
+#include <limits>
+#include <map>
+#include <vector>
+
+#include "topology/column_generation.h"
+
+namespace trireme {
+
+constexpr double kInfinite = std::numeric_limits<double>::infinity();
+
+// One way to run replicas: a batch and a number of stages, which is that of micro-batches too.
+struct Mode {
+  size_t batch = 0;
+  int32_t stages = 1;
+  double least = 0, most = 0;                // seconds per request
+  std::vector<int32_t> memory, memory_head;  // layers, by type
+};
+
+// Free devices of a pool, and those that whole groups of so many can use.
+struct PoolDevices {
+  int32_t all = 0;
+  std::map<size_t, size_t> of_groups;
+};
+
+// The layers of a stage within tau seconds per request.
+inline int32_t time_layers(double tau, double head_s, double layer_s) {
+  const double layers = (tau - head_s) / layer_s * (1 + 1e-12);
+  return layers < 1 ? 0 : static_cast<int32_t>(std::min(layers, 1e6));
+}
+
+// The cheapest stages that hold the layers within a time.
+class Covering {
+ public:
+  Covering(const SearchProblem& problem, const std::vector<int32_t>& available,
+           const Prices& prices)
+      : problem_(problem), available_(available), prices_(prices) {}
+
+  // A lower bound of cost() in no time: layers could be cut, and the head weighs nothing.
+  double least_cost(const Mode& mode, double tau) const {
+    double per_layer = kInfinite;
+    for (size_t t = 0; t < problem_.types.size(); ++t) {
+      const int32_t time = time_layers(tau, 0, problem_.types[t].request_s[mode.batch]);
+      const int32_t cap = std::min({time, mode.memory[t], problem_.layers});
+      if (cap > 0) per_layer = std::min(per_layer, prices_[t] / cap);
+    }
+    return per_layer * problem_.layers;
+  }
+
+  // The inner stages by dynamic programming over the layers that they hold; how many there are of a
+  // type is not asked, so that the cost is a lower bound where there are few.
+  double solve(const Mode& mode, double tau, Counts* counts) {
+    const auto layers = static_cast<size_t>(problem_.layers);
+    items_.clear();
+    for (size_t t = 0; t < problem_.types.size(); ++t) {
+      const int32_t time = time_layers(tau, 0, problem_.types[t].request_s[mode.batch]);
+      const int32_t cap = std::min({time, mode.memory[t], problem_.layers});
+      if (cap > 0) items_.push_back({static_cast<int>(t), cap, prices_[t]});
+    }
+    drop_dominated();
+    double best = kInfinite;
+    int best_last = -1;
+    size_t best_left = 0;
+    // Without a limit on their number first: often it is kept.
+    if (!unlimited(layers)) return kInfinite;
+    const bool limited = stages_needed(layers) + 1 > mode.stages;
+    if (limited) limit(layers, static_cast<size_t>(mode.stages) - 1);
+    for (size_t t = 0; t < problem_.types.size(); ++t) {
+      const StageType& type = problem_.types[t];
+      const int32_t time =
+          time_layers(tau, type.head_request_s[mode.batch], type.request_s[mode.batch]);
+      const int32_t cap = std::min({time, mode.memory_head[t], problem_.layers});
+      if (cap < 1) continue;
+      const size_t left = layers - static_cast<size_t>(cap);
+      const double inner =
+          limited ? limited_[static_cast<size_t>(mode.stages) - 1][left] : unlimited_[left];
+      if (inner + prices_[t] < best) {
+        best = inner + prices_[t];
+        best_last = static_cast<int>(t);
+        best_left = left;
+      }
+    }
+    if (counts != nullptr && best_last >= 0) {
+      ++(*counts)[static_cast<size_t>(best_last)];
+      size_t k = static_cast<size_t>(mode.stages) - 1;
+      for (size_t n = best_left; n > 0;) {
+        const int item = limited ? limited_taken_[k][n] : taken_[n];
+        if (item < 0) break;
+        const Item& chosen = items_[static_cast<size_t>(item)];
+        ++(*counts)[static_cast<size_t>(chosen.type)];
+        n -= std::min(n, static_cast<size_t>(chosen.cap));
+        if (limited) --k;
+      }
+    }
+    return best;
+  }
+
+ private:
+  struct Item {
+    int type;
+    int32_t cap;
+    double price;
+  };
+
+  // Of two that hold the same, the dearer one; unless the cheaper one may run out.
+  void drop_dominated() {
+    std::sort(items_.begin(), items_.end(), [](const Item& a, const Item& b) {
+      return std::pair(a.price, -a.cap) < std::pair(b.price, -b.cap);
+    });
+    std::vector<Item> kept;
+    int32_t most = 0;
+    for (const Item& item : items_) {
+      if (item.cap <= most) continue;
+      kept.push_back(item);
+      const int64_t all = int64_t{available_[static_cast<size_t>(item.type)]} * item.cap;
+      if (all >= problem_.layers) most = item.cap;
+    }
+    items_ = std::move(kept);
+  }
+
+  bool unlimited(size_t layers) {
+    unlimited_.assign(layers + 1, kInfinite);
+    taken_.assign(layers + 1, -1);
+    number_.assign(layers + 1, 0);
+    unlimited_[0] = 0;
+    for (size_t n = 1; n <= layers; ++n) {
+      for (size_t i = 0; i < items_.size(); ++i) {
+        const size_t rest = n - std::min(n, static_cast<size_t>(items_[i].cap));
+        const double with = unlimited_[rest] + items_[i].price;
+        if (with < unlimited_[n]) {
+          unlimited_[n] = with;
+          taken_[n] = static_cast<int>(i);
+          number_[n] = number_[rest] + 1;
+        }
+      }
+    }
+    return !items_.empty();
+  }
+
+  int32_t stages_needed(size_t layers) const { return number_[layers]; }
+
+  void limit(size_t layers, size_t stages) {
+    limited_.resize(std::max(limited_.size(), stages + 1));
+    limited_taken_.resize(limited_.size());
+    for (size_t k = 0; k <= stages; ++k) {
+      limited_[k].assign(layers + 1, kInfinite);
+      limited_taken_[k].assign(layers + 1, -1);
+      limited_[k][0] = 0;
+      for (size_t n = 1; k > 0 && n <= layers; ++n) {
+        for (size_t i = 0; i < items_.size(); ++i) {
+          const size_t rest = n - std::min(n, static_cast<size_t>(items_[i].cap));
+          const double with = limited_[k - 1][rest] + items_[i].price;
+          if (with < limited_[k][n]) {
+            limited_[k][n] = with;
+            limited_taken_[k][n] = static_cast<int>(i);
+          }
+        }
+      }
+    }
+  }
+
+  const SearchProblem& problem_;
+  const std::vector<int32_t>& available_;
+  const Prices& prices_;
+  std::vector<Item> items_;
+  std::vector<double> unlimited_;
+  std::vector<int> taken_, number_;
+  std::vector<std::vector<double>> limited_;
+  std::vector<std::vector<int>> limited_taken_;
+};
+
+// The same where there are too few devices of some pools for the cheapest cover: the devices of
+// every pool are counted, and the head is one of the stages.
+class BoundedCovering {
+ public:
+  BoundedCovering(const SearchProblem& problem, const std::vector<PoolDevices>& devices,
+                  const Prices& prices)
+      : problem_(problem), devices_(devices), prices_(prices) {}
+
+  // `counted`: the pools whose devices are; of the others there are enough.
+  double solve(const Mode& mode, double tau, bool count_stages, const std::vector<bool>& counted,
+               Counts& counts) {
+    counted_ = counted;
+    layers_ = static_cast<size_t>(problem_.layers);
+    stages_ = count_stages ? static_cast<size_t>(mode.stages) : 0;
+    const size_t states = 2 * (stages_ + 1) * (layers_ + 1);
+    std::vector<double> now(states, kInfinite);
+    now[state(0, 0, layers_)] = 0;  // layers left
+    steps_.clear();
+    for (size_t pool = 0; pool < problem_.pools.size(); ++pool) {
+      if (devices_[pool].all > 0) now = add_pool(mode, tau, pool, now);
+    }
+    size_t best = 0;
+    for (size_t k = 0; k <= stages_; ++k) {
+      if (now[state(1, k, 0)] < now[state(1, best, 0)]) best = k;
+    }
+    const double cost = now[state(1, best, 0)];
+    if (cost < kInfinite && !trace(1, best, counts)) std::fill(counts.begin(), counts.end(), 0);
+    return cost;
+  }
+
+ private:
+  struct Item {
+    int type;
+    size_t tp;
+    int32_t cap, cap_head;
+  };
+  static constexpr size_t kLost = SIZE_MAX - 1;
+
+  struct Step {
+    std::vector<Item> items;
+    std::vector<uint16_t> devices;  // by state: of the pool, used in the best way to it
+    std::vector<double> cost;       // by devices and state; by state alone if they are plenty,
+    std::vector<double> before;     // and then what it was
+  };
+
+  size_t state(size_t head, size_t k, size_t n) const {
+    return (head * (stages_ + 1) + k) * (layers_ + 1) + n;
+  }
+
+  std::vector<double> add_pool(const Mode& mode, double tau, size_t pool,
+                               const std::vector<double>& before) {
+    const size_t states = before.size();
+    Step step;
+    for (const int type : problem_.pools[pool].types) {
+      const auto t = static_cast<size_t>(type);
+      const double layer = problem_.types[t].request_s[mode.batch];
+      Item item{type, static_cast<size_t>(problem_.types[t].tp), 0, 0};
+      item.cap = std::min({time_layers(tau, 0, layer), mode.memory[t], problem_.layers});
+      item.cap_head =
+          std::min({time_layers(tau, problem_.types[t].head_request_s[mode.batch], layer),
+                    mode.memory_head[t], problem_.layers});
+      if (item.cap > 0) step.items.push_back(item);
+    }
+    if (!counted_[pool]) {
+      step.before = before;
+      step.cost = before;
+      for (size_t k = 0; k <= stages_; ++k) {
+        for (size_t n = layers_ + 1; n-- > 0;) add_uncounted(step, k, n);
+      }
+      steps_.push_back(std::move(step));
+      return steps_.back().cost;
+    }
+    const auto most = static_cast<size_t>(devices_[pool].all);
+    step.cost.assign((most + 1) * states, kInfinite);
+    std::copy(before.begin(), before.end(), step.cost.begin());
+    // Larger groups first: those of s devices or more have no more than whole groups of s in every
+    // island, which for powers of two is all that there is to ask.
+    for (auto item = step.items.rbegin(); item != step.items.rend(); ++item) {
+      const size_t room = devices_[pool].of_groups.at(item->tp);
+      for (size_t d = item->tp; d <= room; ++d) {
+        relax(*item, &step.cost[(d - item->tp) * states], &step.cost[d * states]);
+      }
+    }
+    std::vector<double> after(states, kInfinite);
+    step.devices.assign(states, 0);
+    for (size_t d = 0; d <= most; ++d) {
+      for (size_t s = 0; s < states; ++s) {
+        if (step.cost[d * states + s] < after[s]) {
+          after[s] = step.cost[d * states + s];
+          step.devices[s] = static_cast<uint16_t>(d);
+        }
+      }
+    }
+    steps_.push_back(std::move(step));
+    return after;
+  }
+
+  // Adds one more stage of each item to the states with n layers left and k stages, where devices
+  // are plenty.
+  void add_uncounted(Step& step, size_t k, size_t n) const {
+    const size_t next = k + (stages_ > 0 ? 1 : 0);
+    if (next > stages_) return;
+    for (const Item& item : step.items) {
+      const double price = prices_[static_cast<size_t>(item.type)];
+      const auto visit = [&](size_t head, size_t new_head, int32_t layers) {
+        const size_t left = n - std::min(n, static_cast<size_t>(layers));
+        double& target = step.cost[state(new_head, next, left)];
+        target = std::min(target, step.cost[state(head, k, n)] + price);
+      };
+      if (n > 0) visit(0, 0, item.cap);
+      if (n > 0) visit(1, 1, item.cap);
+      if (item.cap_head > 0) visit(0, 1, item.cap_head);
+    }
+  }
+
+  // Adds one stage of an item to every state with d - tp devices used. Where the costs came from is
+  // found again by trace(): this loop is most of the time.
+  void relax(const Item& item, const double* from, double* to) const {
+    const double price = prices_[static_cast<size_t>(item.type)];
+    const size_t count = stages_ > 0 ? 1 : 0;
+    const auto visit = [&](size_t head, size_t new_head, int32_t layers) {
+      const auto cap = static_cast<size_t>(layers);
+      for (size_t k = 0; k + count <= stages_; ++k) {
+        const double* source = from + state(head, k, 0);
+        double* target = to + state(new_head, k + count, 0);
+        for (size_t n = new_head > head ? 0 : 1; n < cap; ++n)
+          target[0] = std::min(target[0], source[n] + price);
+        const size_t rest = layers_ + 1 - cap;
+        for (size_t n = 0; n < rest; ++n) target[n] = std::min(target[n], source[n + cap] + price);
+      }
+    };
+    visit(0, 0, item.cap);
+    visit(1, 1, item.cap);
+    if (item.cap_head > 0) visit(0, 1, item.cap_head);
+  }
+
+  // Backwards through the pools, from the state of 0 layers left with the head.
+  // False if costs of other covers hide the way.
+  bool trace(size_t head, size_t k, Counts& counts) const {
+    const size_t states = 2 * (stages_ + 1) * (layers_ + 1);
+    size_t n = 0;
+    for (auto step = steps_.rbegin(); step != steps_.rend(); ++step) {
+      if (!step->before.empty()) {
+        while (step->cost[state(head, k, n)] != step->before[state(head, k, n)]) {
+          if (back(*step, step->cost[state(head, k, n)], SIZE_MAX, head, k, n, counts) == kLost) {
+            return false;
+          }
+        }
+        continue;
+      }
+      for (size_t d = step->devices[state(head, k, n)]; d > 0;) {
+        const double cost = step->cost[d * states + state(head, k, n)];
+        d = back(*step, cost, d, head, k, n, counts);
+        if (d == kLost) return false;
+      }
+    }
+    return true;
+  }
+
+  // One stage back: the devices left; head, k and n become those before it. `d` is SIZE_MAX where
+  // they are not counted.
+  size_t back(const Step& step, double cost, size_t d, size_t& head, size_t& k, size_t& n,
+              Counts& counts) const {
+    const size_t states = 2 * (stages_ + 1) * (layers_ + 1);
+    const size_t count = stages_ > 0 ? 1 : 0;
+    for (const Item& item : step.items) {
+      const double price = prices_[static_cast<size_t>(item.type)];
+      if (item.tp > d || k < count) continue;
+      for (size_t before = 0; before <= head; ++before) {
+        const int32_t layers = before == head ? item.cap : item.cap_head;
+        if (layers <= 0) continue;
+        const auto cap = static_cast<size_t>(layers);
+        // Without layers left after it, it may hold fewer than it could; none only as the head.
+        const size_t first = n > 0 ? n + cap : before == head ? 1 : 0;
+        const size_t layer = d == SIZE_MAX ? 0 : (d - item.tp) * states;
+        for (size_t m = first; m <= std::min(n + cap, layers_); ++m) {
+          if (step.cost[layer + state(before, k - count, m)] + price != cost) continue;
+          ++counts[static_cast<size_t>(item.type)];
+          head = before;
+          k -= count;
+          n = m;
+          return d == SIZE_MAX ? 0 : d - item.tp;
+        }
+      }
+    }
+    return kLost;
+  }
+
+  const SearchProblem& problem_;
+  const std::vector<PoolDevices>& devices_;
+  const Prices& prices_;
+  size_t layers_ = 0, stages_ = 0;
+  std::vector<bool> counted_;
+  std::vector<Step> steps_;
+};
+
+}  // namespace trireme

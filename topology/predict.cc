@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the cost model says of any placement, whoever made it.
+#include <algorithm>
+#include <cmath>
+#include <map>
+
+#include "topology/cost.h"
+#include "topology/link_graph.h"
+#include "topology/placement.h"
+#include "topology/shard.h"
+#include "topology/stage_types.h"
+
+namespace trireme {
+namespace {
+
+struct Context {
+  const Topology& topology;
+  const ModelSpec& spec;
+  const PlacementOptions& options;
+  LinkGraph links;
+  ModelCost model;
+  std::map<int32_t, int> workers;
+
+  Context(const Topology& t, const ModelSpec& m, const PlacementOptions& o)
+      : topology(t), spec(m), options(o), links(t), model(model_cost(m, o.dtype, o.assumptions)) {
+    for (int worker = 0; worker < t.ranks_size(); ++worker)
+      workers[t.ranks(worker).rank()] = worker;
+  }
+
+  int worker(const StageSpec& stage, int tp_rank) const {
+    return workers.at(stage.shards(std::min(tp_rank, stage.shards_size() - 1)).rank());
+  }
+};
+
+// The slowest device of the group, its largest shares, and the table of its island. Ranks of
+// several islands reduce over the worst link between neighbours.
+StageCost cost_of(const Context& context, const StageSpec& stage, AllReduceTable& across) {
+  StageCost cost;
+  cost.tp = stage.shards_size();
+  cost.share = {0, 0, 0, 0};
+  double slowest = -1;
+  const LinkSpeed* worst = nullptr;
+  for (int i = 0; i < cost.tp; ++i) {
+    const int worker = context.worker(stage, i);
+    const DeviceCost device = device_cost(context.topology.ranks(worker).device());
+    const double slowness = 1 / (device.em * device.bandwidth) + 100 / (device.ec * device.flops);
+    if (slowness > slowest) {
+      slowest = slowness;
+      cost.device = device;
+    }
+    const ShardShare share = share_of(context.spec, stage.shards(i));
+    cost.share.weights = std::max(cost.share.weights, share.weights);
+    cost.share.kv = std::max(cost.share.kv, share.kv);
+    cost.share.heads = std::max(cost.share.heads, share.heads);
+    cost.share.vocab = std::max(cost.share.vocab, share.vocab);
+    if (i == 0) continue;
+    const LinkSpeed& link = context.links.between(context.worker(stage, i - 1), worker);
+    if (worst == nullptr || link.bandwidth_bytes_per_s() < worst->bandwidth_bytes_per_s()) {
+      worst = &link;
+    }
+  }
+  if (cost.tp == 1) return cost;
+  std::vector<int> workers;
+  for (int i = 0; i < cost.tp; ++i) workers.push_back(context.worker(stage, i));
+  cost.all_reduce = table_of_group(context.topology, context.links, workers);
+  if (cost.all_reduce == nullptr || cost.all_reduce->rows().rbegin()->tp() < cost.tp) {
+    AllReduceRow& row = *across.add_rows();
+    row.set_tp(cost.tp);
+    row.set_alpha_s(2 * (cost.tp - 1) * worst->latency_s());
+    row.set_bus_bytes_per_s(worst->bandwidth_bytes_per_s());
+    cost.all_reduce = &across;
+  }
+  return cost;
+}
+
+struct StageTimes {
+  double request_s = 0, step_s = 0, chunk_s = 0;
+};
+
+StageTimes predict_stage(const Context& context, StageSpec& stage, double batch, double chunks) {
+  AllReduceTable across;
+  const StageCost cost = cost_of(context, stage, across);
+  const CostAssumptions& assumptions = context.options.assumptions;
+  const double prompt = context.options.load.prompt_tokens;
+  const double output = context.options.load.output_tokens;
+  const double layers = length(stage.layers());
+  const double chunk =
+      assumptions.detailed ? std::min(prompt, assumptions.chunk_tokens) : assumptions.chunk_tokens;
+  const double chunk_layer =
+      prefill_layer_s(context.model, cost, assumptions, chunk, (prompt - chunk) / 2);
+  const double prompt_s = prompt * chunk_layer / chunk;
+  StageTimes times;
+  times.chunk_s = layers * (assumptions.detailed ? prompt_s / chunks : chunk_layer);
+  const double layer = decode_layer_s(context.model, cost, assumptions, batch, prompt + output / 2);
+  const double head = stage.has_head() ? head_s(context.model, cost, batch) : 0;
+  times.step_s = layers * layer + head;
+  times.request_s = layers * prompt_s + output * times.step_s / batch;
+  StagePrediction& predicted = *stage.mutable_predicted();
+  predicted.set_decode_ms(1e3 * times.step_s);
+  predicted.set_prefill_ms(1e3 * times.chunk_s);
+  predicted.set_head_ms(1e3 * head);
+  if (cost.tp > 1) {
+    const double bytes = batch * context.model.hidden * assumptions.all_reduce_element_bytes;
+    predicted.set_all_reduce_ms(1e3 * layers * 2 * all_reduce_s(*cost.all_reduce, cost.tp, bytes));
+  }
+  return times;
+}
+
+// Hops of a replica into its stages; the sums of a decode step's and of a chunk's, and the busiest
+// link's seconds per request.
+struct HopTimes {
+  double step_s = 0, chunk_s = 0, request_s = 0;
+};
+
+HopTimes predict_hops(const Context& context, ReplicaSpec& replica, int32_t batch, double chunk) {
+  HopTimes times;
+  const double row = context.model.hidden * context.options.assumptions.hop_element_bytes;
+  const int count = replica.stages_size();
+  for (int i = 0; i < count && count > 1; ++i) {
+    const bool back = i + 1 == count;
+    StageSpec& stage = *replica.mutable_stages(i);
+    const StageSpec& next = replica.stages(back ? 0 : i + 1);
+    const LinkSpeed& link =
+        context.links.between(context.worker(stage, 0), context.worker(next, 0));
+    const double bandwidth = link.bandwidth_bytes_per_s();
+    // Only the ids go back to the first stage.
+    const double step = hop_s(link.latency_s(), bandwidth, batch * (back ? 4 : row));
+    stage.mutable_predicted()->set_hop_ms(1e3 * step);
+    times.step_s += step;
+    if (back) continue;
+    const double prefill = hop_s(link.latency_s(), bandwidth, chunk * row);
+    stage.mutable_predicted()->set_prefill_hop_ms(1e3 * prefill);
+    times.chunk_s += prefill;
+    times.request_s = std::max(times.request_s, request_hop_s(link, context.options, row, batch));
+  }
+  return times;
+}
+
+void predict_replica(const Context& context, const Placement& placement, ReplicaSpec& replica) {
+  const Load& load = context.options.load;
+  const bool latency = context.options.objective == OBJECTIVE_LATENCY;
+  const int32_t stages = replica.stages_size();
+  const int32_t micro_batches = replica.micro_batches() > 0 ? replica.micro_batches() : stages;
+  const int32_t batch = latency ? 1
+                        : replica.sequences_per_micro_batch() > 0
+                            ? replica.sequences_per_micro_batch()
+                            : std::max(1, placement.max_sequences() / micro_batches);
+  replica.set_micro_batches(micro_batches);
+  replica.set_sequences_per_micro_batch(batch);
+  const double chunks =
+      std::max(1.0, std::ceil(load.prompt_tokens / context.options.assumptions.chunk_tokens));
+  double request = 0, step = 0, slowest_step = 0, chunk = 0, slowest_chunk = 0;
+  for (StageSpec& stage : *replica.mutable_stages()) {
+    const StageTimes times = predict_stage(context, stage, batch, chunks);
+    request = std::max(request, times.request_s);
+    step += times.step_s;
+    slowest_step = std::max(slowest_step, times.step_s);
+    chunk += times.chunk_s;
+    slowest_chunk = std::max(slowest_chunk, times.chunk_s);
+  }
+  const HopTimes hop = predict_hops(context, replica, batch, load.prompt_tokens / chunks);
+  request = std::max(request, hop.request_s);
+  for (StageSpec& stage : *replica.mutable_stages()) {
+    stage.mutable_predicted()->set_idle_share(1 -
+                                              stage.predicted().decode_ms() / (1e3 * slowest_step));
+  }
+  const double round = std::max(micro_batches * slowest_step, step + hop.step_s);
+  ReplicaPrediction& predicted = *replica.mutable_predicted();
+  predicted.set_ttft_ms(1e3 * (chunk + hop.chunk_s + (chunks - 1) * slowest_chunk));
+  predicted.set_bubble_share(1 - micro_batches * step / (stages * round));
+  if (latency) {
+    predicted.set_tpot_ms(1e3 * (step + hop.step_s));
+    predicted.set_tokens_per_s(1 / (step + hop.step_s));
+    predicted.set_requests_per_s(predicted.tokens_per_s() / load.output_tokens);
+    return;
+  }
+  // Prompts of other requests pass between two tokens: Little's law over the whole request.
+  predicted.set_requests_per_s(1 / request);
+  predicted.set_tokens_per_s(load.output_tokens / request);
+  predicted.set_tpot_ms(
+      1e3 * std::max(round, double(micro_batches) * batch * request / load.output_tokens));
+}
+
+}  // namespace
+
+void predict_times(const Topology& topology, const ModelSpec& model,
+                   const PlacementOptions& options, Placement& placement) {
+  const Context context(topology, model, options);
+  PlacementPrediction& predicted = *placement.mutable_predicted();
+  predicted.set_objective(options.objective);
+  predicted.set_prompt_tokens(options.load.prompt_tokens);
+  predicted.set_output_tokens(options.load.output_tokens);
+  predicted.set_tpot_limit_ms(1e3 * options.tpot_limit_s.value_or(0));
+  predicted.set_ttft_limit_ms(1e3 * options.ttft_limit_s.value_or(0));
+  double requests = 0, tokens = 0, tpot = 0, ttft = 0;
+  for (ReplicaSpec& replica : *placement.mutable_replicas()) {
+    predict_replica(context, placement, replica);
+    requests += replica.predicted().requests_per_s();
+    tokens += replica.predicted().tokens_per_s();
+    tpot = std::max(tpot, replica.predicted().tpot_ms());
+    ttft = std::max(ttft, replica.predicted().ttft_ms());
+  }
+  predicted.set_requests_per_s(requests);
+  predicted.set_tokens_per_s(tokens);
+  predicted.set_tpot_ms(tpot);
+  predicted.set_ttft_ms(ttft);
+  predicted.set_value(options.objective == OBJECTIVE_LATENCY ? tpot : requests);
+}
+
+}  // namespace trireme
