@@ -197,7 +197,8 @@ void for_each_ends(const SearchProblem& problem, const Counts& counts, Visit vis
                                 problem.types[static_cast<size_t>(type)].embedding_bytes > 0);
   }
   const int32_t total = std::accumulate(counts.begin(), counts.end(), 0);
-  for (int last = 0; last < types; ++last) {
+  // Of equally good ones the first found stays: the head at the end, as ranks are counted.
+  for (int last = types - 1; last >= 0; --last) {
     if (counts[static_cast<size_t>(last)] == 0) continue;
     if (total == 1) {
       visit(last, last);

@@ -51,7 +51,7 @@ ClassKey device_class(const Topology& topology, int worker, const PlacementOptio
           bucket(cost.decode_layer_s, 0.2),
           bucket(cost.prefill_layer_s, 0.2),
           device.degraded() ? 1 : 0,
-          bucket(static_cast<double>(memory_of(topology, worker, options)), 0.01)};
+          bucket(static_cast<double>(memory_of(topology, worker, options)), 0.05)};
 }
 
 // Devices that may form groups: an island's, or, where no island is known, a node's.
