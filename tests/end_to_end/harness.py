@@ -22,11 +22,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 BINARY = str(Path(os.environ.get("TRIREME_BUILD_DIR", ROOT / "build")) / "trireme")
+RUN = ROOT / "launch/trireme-run"
 SHARED = ROOT.parent / "shared"
 START_S = 60   # until a server answers; the demo model takes a few seconds
 END_S = 20     # until a job that was told to end has ended
 SKIP_STATUS = 77
-MARK = "TRIREME_TEST_MARK"
 
 
 def use_virtual_environment():
@@ -43,6 +43,7 @@ def skip_script(reason):
 
 use_virtual_environment()
 sys.path.insert(0, str(ROOT / "tests/support/hosts"))
+from marked import MARK, end_processes, marked, ranks_of  # noqa: E402
 try:
     import grpc
     import grpc_health  # noqa: F401 (here to be missed early)
@@ -82,6 +83,11 @@ def mpirun(ranks, recovery=False):
     return [*command, "--oversubscribe", "--bind-to", "none"]
 
 
+def trireme_run(*options):
+    """A Server's launcher: launch/trireme-run, in place of mpirun."""
+    return ["setpriv", "--pdeathsig", "TERM", RUN, *options, "--binary"]
+
+
 @functools.cache
 def api():
     """The client stubs, generated from proto/: `pb` the messages, `rpc` the services."""
@@ -110,14 +116,6 @@ def wait_until(condition, seconds, what):
         if time.monotonic() > end:
             raise AssertionError(f"after {seconds} s still not: {what}")
         time.sleep(0.01)
-
-
-def environment_of(pid):
-    try:
-        pairs = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    except OSError:  # it has ended
-        return {}
-    return dict(pair.decode(errors="replace").split("=", 1) for pair in pairs if b"=" in pair)
 
 
 class Job:
@@ -154,20 +152,11 @@ class Job:
 
     def members(self):
         """The environments of all living processes of this job, by pid."""
-        found = {}
-        for entry in os.listdir("/proc"):
-            if entry.isdigit():
-                environment = environment_of(int(entry))
-                if environment.get(MARK) == self.mark:
-                    found[int(entry)] = environment
-        return found
+        return marked(self.mark)
 
     def ranks(self):
         """Pids by rank; {0: pid} for a job without mpirun."""
-        found = {int(environment["OMPI_COMM_WORLD_RANK"]): pid
-                 for pid, environment in self.members().items()
-                 if "OMPI_COMM_WORLD_RANK" in environment}
-        return found or {0: self.process.pid}
+        return ranks_of(self.members()) or {0: self.process.pid}
 
     def wait(self, seconds=END_S):
         """The exit status, after a look for processes that outlived the job."""
@@ -180,11 +169,7 @@ class Job:
         return status
 
     def close(self):
-        for pid in self.members():
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+        end_processes(self.members())
         self.process.wait(END_S)
         shutil.rmtree(self.folder, ignore_errors=True)
 

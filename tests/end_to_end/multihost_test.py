@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Jobs over several hosts: network namespaces joined by links of 1 Gbit/s and 5 ms."""
 import os
+import signal
 import unittest
 
 import harness
@@ -80,6 +81,48 @@ class ThreeHosts(unittest.TestCase):
                                   "What is the capital of France?")
             self.assertIn("Paris", answer.stdout, answer.stderr)
 
+    def run_over(self, *options):
+        """A Server's launcher: trireme-run on h1."""
+        return ["env", *(f"{name}={value}" for name, value in self.bed.environment.items()), "setpriv", "--pdeathsig",
+                "TERM", *self.bed.on("h1"), harness.RUN, "--agent", hosts.AGENT, *options, "--binary"]
+
+    def test_trireme_run_finds_slow_links_and_drains_on_another_host(self):
+        # Rank 0 is on h2: its status is read, and it is asked to end, through the agent.
+        with Server(self.model, launcher=self.run_over("--host", "h2:2,h3:2"),
+                    listen=f"unix:{self.bed.folder}/client") as server:
+            self.assertIn("btl_tcp_eager_limit", server.log())
+            self.assertEqual({host_of(pid) for pid in server.ranks().values()},
+                             {host_of(self.bed.pids(host)[-1]) for host in ("h2", "h3")})
+            self.assertEqual(len(server.ranks()), 5)
+            stream = Stream(server.inference.Chat(chat_request(QUESTION, max_tokens=30, ignore_eos=True))).wait_begun()
+            server.process.send_signal(signal.SIGTERM)
+            self.assertEqual(len(stream.result().ids), 30)
+            self.assertEqual(server.wait(45), 0, server.log())
+        self.assertEqual(self.bed.close(), [])
+
+    def test_a_lost_host_is_left_out_by_the_relaunch(self):
+        request = chat_request(QUESTION, max_tokens=8)
+        with Server(self.model, "--dead_after", "3s", launcher=self.run_over("--relaunch", "1", "--host", "h1:1,h2:1,h3:1"),
+                    listen=f"unix:{self.bed.folder}/client") as server:
+            expected = read(server.inference.Chat(request, timeout=60)).ids
+            stream = Stream(server.inference.Chat(chat_request(QUESTION, max_tokens=4000, ignore_eos=True))).wait_begun()
+            self.bed.pull("h3")
+            self.assertEqual(stream.wait_end(30).error.code().name, "UNAVAILABLE")
+            self.assertIn("host h3", stream.error.details())
+            harness.wait_until(lambda: server.log().count("listening on") == 2, 90, "it answers again, on two hosts")
+            self.assertIn("cannot reach host h3", server.log())
+            inference, _ = server.connect()
+            self.assertEqual(read(inference.Chat(request, timeout=60)).ids, expected)
+            self.bed.plug("h3")
+            server.process.send_signal(signal.SIGTERM)
+            self.assertEqual(server.wait(45), 0, server.log())
+
+    def test_unreachable_hosts_are_named(self):
+        self.bed.pull("h3")
+        done = self.bed.run("h1", harness.RUN, "--agent", hosts.AGENT, "--host", "h1,h3", "serve", "--model", self.model)
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("cannot reach host h3", done.stderr)
+
     def test_two_jobs_on_one_host(self):
         request = chat_request(QUESTION, max_tokens=20, ignore_eos=True)
         on_h1 = [*self.bed.on("h1"), *harness.mpirun(3)]
@@ -93,4 +136,4 @@ class ThreeHosts(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    harness.main(limit_s=150)
+    harness.main(limit_s=220)

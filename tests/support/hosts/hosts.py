@@ -13,12 +13,12 @@ one; close() ends every process that is still in a namespace and returns what it
 import os
 import re
 import shutil
-import signal
 import subprocess
 import tempfile
-import time
 import unittest
 from pathlib import Path
+
+from marked import alive, command_line, end_processes
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
@@ -46,26 +46,6 @@ def _tool(*command):
     if done.returncode:
         raise OSError(f"{' '.join(map(str, command))}: {done.stderr.strip()}")
     return done.stdout
-
-
-def alive(pid):
-    """Whether a process runs; one that has ended and waits for its parent does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
-
-
-def end_processes(pids, seconds=5):
-    """SIGKILL by id, and their end awaited."""
-    for pid in pids:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-    end = time.monotonic() + seconds
-    while any(alive(pid) for pid in pids) and time.monotonic() < end:
-        time.sleep(0.01)
 
 
 def _pids_in(namespace):
@@ -196,13 +176,15 @@ class Hosts:
                   f"{rate_mbit}mbit", "burst", "32kb", "latency", "50ms")
 
     def pull(self, host):
-        """The cable: what is sent is lost, and nobody is told."""
+        """The cable: what is sent is lost, and nobody is told. nsagent fails as ssh would."""
+        (self.folder / f"{host}.pulled").touch()
         if self._switch:
             self._order("pull", host)
         else:
             _tool("ip", "-n", self._switch_namespace, "link", "set", host, "down")
 
     def plug(self, host):
+        (self.folder / f"{host}.pulled").unlink(missing_ok=True)
         if self._switch:
             self._order("plug", host)
         else:
@@ -258,10 +240,3 @@ class Hosts:
         self._namespaces = []
         shutil.rmtree(self.folder, ignore_errors=True)
         return left
-
-
-def command_line(pid):
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-    except OSError:
-        return ""
