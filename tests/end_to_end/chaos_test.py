@@ -14,9 +14,9 @@ import time
 import unittest
 from pathlib import Path
 
+import harness  # first: it finds the virtual environment
 import grpc
-import harness
-from harness import BINARY, Job, Stream, chat_request, ids_request, read, trireme_run
+from harness import BINARY, Job, Stream, chat_request, ids_request, ranks_of, read, trireme_run
 
 ALL = "--all" in sys.argv
 if ALL:
@@ -100,8 +100,7 @@ def logged_at(line):
 def reach(service, rank, phase):
     """Brings the service to the phase; the streams that are open then, and the rank's pid."""
     if phase == "bootstrap":
-        return [], harness.wait_until(lambda: service.ranks().get(rank) if rank in service.ranks() else None, 20,
-                                      "the rank is there")
+        return [], harness.wait_until(lambda: ranks_of(service.members()).get(rank), 20, "the rank is there")
     if phase == "load":
         harness.wait_until(lambda: service.state() == "loading", 40, "it loads")
         return [], service.ranks()[rank]
@@ -130,6 +129,9 @@ class Chaos(unittest.TestCase):
     def found(self, service, number, rank, phase, watch, hurt_at):
         """That it was found, in time, and who is named."""
         early = phase in ("bootstrap", "load")
+        if phase == "bootstrap":  # MPI hangs; where it does not, rank 0 says it
+            service.wait_line(rf"\brank {rank}\b.*(died|stopped|lost|ended|silent|missing|heard|word)", 45)
+            return
         if rank == 0 and number == signal.SIGSTOP:
             _, at = service.wait_line(r"rank 0 .* is stopped", 45)
             if not early:
@@ -142,8 +144,7 @@ class Chaos(unittest.TestCase):
         if number == signal.SIGSTOP and watch:
             harness.wait_until(lambda: watch.at, 30, "the stopped rank is suspected")
             self.expect("stopped rank suspected, s", watch.at - hurt_at)
-        # Before a connection stands only a limit can tell, up to 30 s.
-        line, _ = service.wait_line(rf"\brank {rank}\b.*(lost|gone|died|end|silent|missing|heard|word|not)", 60)
+        line, _ = service.wait_line(rf"\brank {rank}\b.*(lost|died|ended|silent|heard|word)", 45)
         if not early:
             line, _ = service.wait_line("first failure: ", 10)
             self.assertRegex(line, rf"first failure: .*\brank {rank} \(")
@@ -180,6 +181,7 @@ class Chaos(unittest.TestCase):
             self.assertEqual(service.wait(60), 0, service.log())
 
     def test_runs(self):
+        harness.need_status_file()
         model = harness.demo_model()
         runs = SAMPLE
         if ALL:

@@ -11,8 +11,8 @@ import time
 import unittest
 from pathlib import Path
 
+import harness  # first: it finds the virtual environment
 import grpc
-import harness
 import hosts
 import slurm
 from harness import ROOT, Stream, chat_request, read
@@ -32,11 +32,13 @@ def readme_commands():
 class OnSlurm(unittest.TestCase):
     def setUp(self):
         slurm.need_slurm()
+        harness.need_status_file()
         self.model = harness.demo_model()
         # As in a clone that is built.
         self.clone = Path(tempfile.mkdtemp(prefix="trireme-clone-"))
         self.addCleanup(shutil.rmtree, self.clone, ignore_errors=True)
-        for name, target in (("launch", ROOT / "launch"), ("build", hosts.BUILD), (".models", ROOT / ".models")):
+        shutil.copytree(ROOT / "launch", self.clone / "launch", ignore=shutil.ignore_patterns("*.cc", "*.h"))
+        for name, target in (("build", hosts.BUILD), (".models", ROOT / ".models")):
             (self.clone / name).symlink_to(target)
 
     def start(self, bed=None):
