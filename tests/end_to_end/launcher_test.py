@@ -70,7 +70,9 @@ class Lines(unittest.TestCase):
                                 (["--host", "a", "--hostfile", "b", "serve"], "not both"),
                                 (["--launcher", "srun", "serve"], "needs a Slurm job"),
                                 (["--binary", "/nope", "serve"], "no program /nope"),
-                                (["--relaunch"], "needs a value")):
+                                (["--relaunch"], "needs a value"),
+                                (["--relaunch", "1", *GENERATE], "--relaunch is for serve"),
+                                (["--host", "a", "chat", "Hello"], "chat needs no ranks")):
                 with self.subTest(words):
                     status, _, log, _ = launch(*words)
                     self.assertEqual(status, 2, log)
@@ -104,7 +106,8 @@ class Ends(unittest.TestCase):
         for words in (["serve", "--bogus"], ["serve", "--model", "/nope"],
                       ["generate", "--model", "/nope", "--prompt", "x"]):
             with self.subTest(words):
-                status, _, log, seconds = launch("--relaunch", 3, *words)
+                again = ["--relaunch", 3] if words[0] == "serve" else []
+                status, _, log, seconds = launch(*again, *words)
                 self.assertEqual(status, 2, log)
                 self.assertNotIn("relaunch 1", log)
                 self.assertLess(seconds, 15)
