@@ -13,8 +13,10 @@ constexpr const char* kToolsBegin =
     "provided with function signatures within <tools></tools> XML tags:\n<tools>";
 constexpr const char* kToolsEnd =
     "\n</tools>\n\nFor each function call, return a json object with function name and arguments "
-    "within <tool_call></tool_call> XML tags:\n<tool_call>\n{\"name\": <function-name>, "
-    "\"arguments\": <args-json-object>}\n</tool_call>";
+    "within <tool_call></tool_call> XML tags:\n<tool_call>\n";
+constexpr const char* kCallPattern =
+    "{\"name\": <function-name>, \"arguments\": <args-json-object>}";
+constexpr const char* kCallEnd = "\n</tool_call>";
 constexpr std::string_view kThinkEnd = "</think>";
 
 struct ChatMlStyle {
@@ -24,7 +26,8 @@ struct ChatMlStyle {
   // Earlier answers go without what they thought; the last one, after the last question, with it.
   bool drops_thoughts = false;
   bool keeps_last_thoughts = false;
-  std::string opening = {};  // of the answer, such as "<think>\n"
+  std::string opening = {};     // of the answer, such as "<think>\n"
+  bool doubles_braces = false;  // around the pattern of a call: the first of Qwen2.5's templates
 };
 
 std::vector<ToolCall> read_calls(std::string_view text) {
@@ -92,7 +95,10 @@ class ChatMl final : public ChatFormat {
     if (!conversation.tools.empty()) {
       std::string tools = kToolsBegin;
       for (const Tool& tool : conversation.tools) tools += "\n" + jinja::to_json(tool.whole);
-      system = (system.has_value() ? *system + "\n\n" : "") + tools + kToolsEnd;
+      const std::string pattern =
+          style_.doubles_braces ? "{" + std::string(kCallPattern) + "}" : kCallPattern;
+      system =
+          (system.has_value() ? *system + "\n\n" : "") + tools + kToolsEnd + pattern + kCallEnd;
     }
     if (!system.has_value()) return;
     begin(prompt, "system").text("\n" + *system);
@@ -185,6 +191,7 @@ FormatVariants make_chatml(const ChatSettings& settings, const Tokenizer& tokeni
   };
   if (thinks) add_qwen3();
   if (calls || has_template) add({.name = "qwen2.5", .tools = true});
+  if (has_template) add({.name = "qwen2.5", .tools = true, .doubles_braces = true});
   if (!thinks && has_template) add_qwen3();
   add({});
   return variants;

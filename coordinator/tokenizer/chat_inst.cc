@@ -14,7 +14,7 @@ namespace {
 
 constexpr size_t kCallIdBytes = 9;  // Mistral's templates refuse any other
 
-enum class SystemAt { kLlama, kFirst, kLast };
+enum class SystemAt { kNowhere, kLlama, kFirst, kLast };
 
 struct InstStyle {
   const char* name;
@@ -25,7 +25,8 @@ struct InstStyle {
   const char* answer_end;  // in front of </s>
   bool strips_answers;
   bool tools = false;
-  const char* gap = "";  // between a mark of tools and its list
+  const char* gap = "";   // between a mark of tools and its list
+  const char* next = "";  // behind </s>
 };
 
 constexpr InstStyle kStyles[] = {
@@ -35,6 +36,8 @@ constexpr InstStyle kStyles[] = {
     {"mistral", SystemAt::kFirst, " [INST] ", " [/INST]", " ", "", false},
     {"mistral", SystemAt::kFirst, "[INST] ", " [/INST]", " ", "", false},
     {"mistral", SystemAt::kFirst, "[INST] ", " [/INST]", "", "", false},
+    {"mistral", SystemAt::kNowhere, "[INST] ", " [/INST]", "", "", false, false, "", " "},
+    {"mistral", SystemAt::kNowhere, "[INST] ", " [/INST]", "", "", false},
     {"llama2", SystemAt::kLlama, "[INST] ", " [/INST]", " ", " ", true},
 };
 
@@ -109,6 +112,9 @@ class Inst final : public ChatFormat {
   void write(const Conversation& conversation, Prompt& prompt) const override {
     const std::vector<ChatTurn>& turns = conversation.turns;
     check_order(turns);
+    if (style_.system == SystemAt::kNowhere && turns[0].role == "system") {
+      refuse(0, ".role: found \"system\", allowed: \"user\"; this model knows no system message");
+    }
     size_t last_question = 0;
     for (size_t i = 0; i < turns.size(); ++i) {
       if (turns[i].role == "user") last_question = i;
@@ -127,7 +133,7 @@ class Inst final : public ChatFormat {
       } else {
         const std::string_view text = turn.content;
         prompt.text(style_.answer_begin).text(style_.strips_answers ? strip(text) : text);
-        mark(prompt.text(style_.answer_end), "</s>");
+        mark(prompt.text(style_.answer_end), "</s>").text(style_.next);
       }
     }
   }

@@ -43,6 +43,20 @@ TEST(ChatTemplate, ChoosesTheFormatWhoseIdsAreEqual) {
   const Templated hermes("tiny-qwen2", "qwen2", kHermes);
   EXPECT_EQ(hermes.chat->name(), std::string("qwen2.5"));
   EXPECT_TRUE(hermes.chat->knows_tools());
+  // As the first checkpoints of Qwen2.5 have it.
+  std::string doubled = kHermes;
+  const auto replace = [&](const std::string& from, const std::string& to) {
+    const size_t at = doubled.find(from);
+    ASSERT_NE(at, std::string::npos) << from;
+    doubled.replace(at, from.size(), to);
+  };
+  replace("{\\\"name\\\": <function-name>", "{{\\\"name\\\": <function-name>");
+  replace("<args-json-object>}", "<args-json-object>}}");
+  const Templated braces("tiny-qwen2", "qwen2", doubled);
+  EXPECT_EQ(braces.chat->name(), std::string("qwen2.5"));
+  const std::vector<Tool> tools = read_tools(R"([{"name": "f"}])");
+  EXPECT_NE(braces.chat->render({Turns{{"user", "x"}}, tools}),
+            hermes.chat->render({Turns{{"user", "x"}}, tools}));
   const Templated today(
       "tiny-llama3", "llama",
       "<|begin_of_text|>{% for m in messages %}{{ '<|start_header_id|>' + m.role + "
@@ -94,6 +108,24 @@ TEST(ChatTemplate, TheFilesGoBeforeTheConfig) {
   EXPECT_EQ(name(), "qwen2.5");
   folder.write("tokenizer_config.json", nlohmann::json({{"chat_template", "{{ 'No' }}"}}).dump());
   EXPECT_EQ(name(), "qwen2.5");
+}
+
+// The first of Mistral's know no system message; one has a blank behind each answer.
+TEST(ChatTemplate, MistralsFirst) {
+  for (const std::string blank : {"", " "}) {
+    const Templated model(
+        "tiny-mistral", "mistral",
+        "<s>{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+        "{{ raise_exception('in turn') }}{% endif %}{% if m.role == 'user' %}"
+        "{{ '[INST] ' + m.content + ' [/INST]' }}{% elif m.role == 'assistant' %}"
+        "{{ m.content + '</s>" +
+            blank + "' }}{% else %}{{ raise_exception('who?') }}{% endif %}{% endfor %}");
+    EXPECT_EQ(model.chat->name(), std::string("mistral")) << model.refusal();
+    EXPECT_FALSE(model.chat->knows_tools());
+    expect_error(Code::kInvalidArgument, "messages[0].role: found \"system\"", [&] {
+      (void)model.chat->render(Turns{{"system", "x"}, {"user", "y"}});
+    });
+  }
 }
 
 // The template that copies of ChatGLM3's tokenizer_config.json carry gives other ids than its code.

@@ -73,6 +73,43 @@ TEST(ChatTools, ChatGlm3WritesCallsAndResultsAsTurns) {
   EXPECT_EQ(model.chat->render(Turns{{"user", "a"}, named, {"tool", "22"}}), expected);
 }
 
+// As the published template and code of glm-4-9b-chat write them.
+TEST(ChatTools, Glm4ListsThemAsSections) {
+  const Model model(test_data("tiny-glm4-chat"), "chatglm");
+  Ids expected;
+  const auto token = [&](const char* name) { expected.push_back(*model.tokenizer->special(name)); };
+  const auto text = [&](const std::string& part) {
+    const Ids ids = model.tokenizer->encode(part);
+    expected.insert(expected.end(), ids.begin(), ids.end());
+  };
+  token("[gMASK]");
+  token("<sop>");
+  token("<|system|>");
+  text(
+      "\n你是一个名为 ChatGLM 的人工智能助手。你是基于智谱AI训练的语言模型 GLM-4 "
+      "模型开发的，你的任务是针对用户的问题和要求提供适当的答复和支持。\n\n# 可用工具\n\n"
+      "## get_weather\n\n{\n    \"name\": \"get_weather\",\n    \"description\": \"天气\",\n    "
+      "\"parameters\": {\n        \"type\": \"object\",\n        \"properties\": {\n            "
+      "\"city\": {\n                \"type\": \"string\"\n            }\n        }\n    }\n}\n"
+      "在调用上述函数时，请使用 Json 格式表示调用的参数。\n\n## roll\n\n{\n    \"name\": "
+      "\"roll\"\n}\n在调用上述函数时，请使用 Json 格式表示调用的参数。");
+  token("<|system|>");
+  text("\nHelp.");
+  token("<|user|>");
+  text("\n北京天气?");
+  token("<|assistant|>");
+  text("get_weather\n{\"city\": \"北京\", \"days\": 3}");
+  token("<|observation|>");
+  text("\n22");
+  token("<|assistant|>");
+  std::string tools = kTools;
+  tools.replace(tools.rfind(']'), 1, R"(, {"name": "roll"}])");
+  EXPECT_EQ(model.chat->render(
+                {Turns{{"system", "Help."}, {"user", "北京天气?"}, weather_call(), {"tool", "22"}},
+                 read_tools(tools)}),
+            expected);
+}
+
 TEST(ChatTools, ChatGlm2AsksInRounds) {
   const Model model(test_data("tiny-chatglm2"), "chatglm");
   EXPECT_EQ(model.chat->name(), std::string("chatglm2"));
