@@ -32,8 +32,9 @@ class Words:
         self.known = {} if self.record else json.loads(MESSAGES.read_text())
 
     def agree(self, kind, case, message):
-        """What differs from machine to machine, or from run to run, is #."""
-        for differs in (rf"\b{re.escape(socket.gethostname())}\b", r"\d+(\.\d+)? [KMGT]iB", r"(?<=twice-)\d+"):
+        """What differs from machine to machine, or from run to run, is #; how a rank is named is tested elsewhere."""
+        for differs in (r"(?<=cannot load: rank 1)[^:]*(?=: )", rf"\b{re.escape(socket.gethostname())}\b",
+                        r"\d+(\.\d+)? [KMGT]iB", r"(?<=twice-)\d+"):
             message = re.sub(differs, "#", message)
         if self.record:
             self.known[f"{kind}: {case}"] = message
