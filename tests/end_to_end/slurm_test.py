@@ -88,9 +88,10 @@ class Readme(OnSlurm):
     def test_the_section_as_it_is_printed(self):
         self.start()
         begun = time.monotonic()
-        done = subprocess.run(["bash", "-euc", readme_commands()], cwd=self.clone, capture_output=True, text=True,
-                              timeout=90, env={**os.environ, **self.cluster.environment})
-        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+        done = subprocess.run(["timeout", "90", "bash", "-euc", readme_commands()], cwd=self.clone, text=True,
+                              capture_output=True, env={**os.environ, **self.cluster.environment})
+        logs = "".join(path.read_text(errors="replace") for path in self.clone.glob("trireme-*.log"))
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr + logs)
         self.assertIn("Paris", done.stdout)
         harness.print_bar("README's Slurm section, s", round(time.monotonic() - begun, 1), "<= 60",
                           time.monotonic() - begun <= 60)
@@ -101,7 +102,7 @@ class Readme(OnSlurm):
 class Scripts(OnSlurm):
     def test_mpirun(self):
         self.start()
-        self.whole_life(self.script("slurm.sbatch", **{"--drain_before 2min": "--drain_before 40s"}))
+        self.whole_life(self.script("slurm.sbatch", **{"--drain_before 2min": "--drain_before 40s --pp 3"}))
 
     def test_srun_over_hosts(self):
         # Each node with a network of its own; a Unix socket is the same for all of them.
@@ -110,7 +111,7 @@ class Scripts(OnSlurm):
         self.addCleanup(bed.close)
         self.start(bed)
         self.whole_life(self.script("slurm-srun.sbatch", **{
-            "--drain_before 2min": "--drain_before 40s", "127.0.0.1:0\n": f"unix:{self.clone}/client\n"}))
+            "--drain_before 2min": "--drain_before 40s --pp 3", "127.0.0.1:0\n": f"unix:{self.clone}/client\n"}))
         self.cluster.close()
         self.assertEqual(bed.close(), [])
 
