@@ -122,7 +122,6 @@ void Job::State::assign(std::set<int>& loading) {
         assign.set_replica(replica);
         assign.set_stage(stage);
         assign.set_tp_rank(shard.tp_rank());
-        assign.set_model_path(flags.model);
         assign.set_logical_vocab_size(tokenizer->size());
         assign.set_isa(flags.isa);
         for (const RankInfo& rank : workers->topology().ranks()) {

@@ -325,6 +325,18 @@ bool parse_or_print(CLI::App& app, const CLI::App& help, const std::string& help
   return false;
 }
 
+// The sub-command that was called and its flags; repeated values with commas between them.
+void keep_flags(const CLI::App& app, Options& options) {
+  for (const CLI::App* const sub : app.get_subcommands()) {
+    options.sub_command = sub->get_name();
+    for (const CLI::Option* const option : sub->get_options()) {
+      std::string value = option->get_default_str();
+      if (option->count() > 0) value = CLI::detail::join(option->results(), ",");
+      options.flags.emplace_back(option->get_name(), value);
+    }
+  }
+}
+
 // One launcher's way to say who we are; nullopt: it did not start us.
 std::optional<LaunchInfo> launched_by(const char* size_name, const char* rank_name) {
   const char* const size = std::getenv(size_name);
@@ -367,6 +379,7 @@ Options parse_options(int argc, char** argv) {
 
   CLI::App app(kAboutTrireme, "trireme");
   app.set_version_flag("--version", "trireme " TRIREME_VERSION);
+  app.option_defaults()->always_capture_default();  // shown by --help, compared between ranks
   app.require_subcommand(0, 1);  // 0, so that a misspelt one is named before a missing one
   const CLI::App* const serve = add_serve(app, options, dead_after);
   const CLI::App* const generate = add_generate(app, options, prompt_ids);
@@ -380,6 +393,7 @@ Options parse_options(int argc, char** argv) {
 
   if (!parse_or_print(app, *help, help_for, argc, argv, options.launch.rank == 0)) return options;
 
+  keep_flags(app, options);
   if (serve->parsed()) options.command = Options::Command::kServe;
   if (generate->parsed()) options.command = Options::Command::kGenerate;
   if (chat->parsed()) options.command = Options::Command::kChat;

@@ -7,6 +7,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace trireme {
@@ -86,6 +87,10 @@ struct Options {
   GenerateFlags generate;
   ChatFlags chat;
   bool json = false;
+  std::string sub_command;  // its name
+  // Every flag of the sub-command with its value as text, the default where it was not given: what
+  // the ranks of a job compare.
+  std::vector<std::pair<std::string, std::string>> flags;
 };
 
 // What the launcher's environment says this process is: rank 0 of n > 1 or alone runs the

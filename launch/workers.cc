@@ -1,21 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "launch/workers.h"
 
-#include <unistd.h>
-
-#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <functional>
-#include <map>
 #include <thread>
 #include <vector>
 
-#include "kernels/backend.h"
 #include "kernels/base/error.h"
 #include "kernels/base/log.h"
 #include "launch/job.h"
-#include "topology/probe.h"
+#include "launch/preflight.h"
 #include "topology/topology.h"
 #include "worker/comm/control.h"
 #include "worker/comm/local.h"
@@ -31,17 +26,6 @@ using SteadyClock = std::chrono::steady_clock;
 constexpr milliseconds kBootstrapTimeout{30000};
 constexpr milliseconds kLeaveTimeout{1000};
 constexpr milliseconds kPollInterval{2};
-// Ranks of one job must be of one build; the number is raised with every change of a message.
-constexpr const char* kBuild = "trireme 0.1.0, protocol 1";
-
-RankInfo describe_self(int rank, const std::string& isa) {
-  RankInfo info;
-  info.set_rank(rank);
-  info.set_host(host_name());
-  info.set_pid(getpid());
-  *info.mutable_device() = probe_cpu(isa == "auto" ? cpu_isas().back() : isa);
-  return info;
-}
 
 void send_to_all(Channel& channel, int count, const ToWorker& message) {
   for (int rank = 1; rank <= count; ++rank) channel.send(rank, message);
@@ -71,14 +55,14 @@ bool shut_down(Channel& channel, int count, const std::function<int()>& num_left
 
 class LocalWorkers : public Workers {
  public:
-  LocalWorkers(int count, const PlacementFlags& flags)
+  LocalWorkers(int count, const Options& options)
       : count_(count),
         num_running_(count),
         hub_(make_local_hub(count)),
         channel_(make_local_channel(hub_)) {
     for (int rank = 1; rank <= count; ++rank) {
-      threads_.emplace_back([this, rank, isa = flags.isa] {
-        run(rank, isa);
+      threads_.emplace_back([this, rank, options] {
+        run(rank, options);
         --num_running_;
       });
     }
@@ -93,10 +77,10 @@ class LocalWorkers : public Workers {
   int count() const override { return count_; }
 
  private:
-  void run(int rank, const std::string& isa) {
+  void run(int rank, const Options& options) {
     const auto channel = make_local_worker_channel(hub_, rank);
     const auto transport = make_local_transport(hub_, rank, channel->cancellation());
-    Worker(describe_self(rank, isa), kBuild, *channel, *transport).run();
+    Worker(introduce(rank, options, ""), options.placement.model, *channel, *transport).run();
   }
 
   int count_;
@@ -119,7 +103,12 @@ class MpiWorkers : public Workers {
     limits.dead_after = options.serve.dead_after;
     server_ = make_control_server(count_, mpi_job->single_host(), limits);
     mpi_job->broadcast(server_->address().serialise(), kBootstrapTimeout);
-    server_->wait_for_workers(kBootstrapTimeout);
+    try {
+      server_->wait_for_workers(kBootstrapTimeout);
+    } catch (const Error&) {
+      mpi_job->abandon();  // Finalize would wait for who is missing
+      throw;
+    }
   }
 
   ~MpiWorkers() override {
@@ -139,79 +128,43 @@ class MpiWorkers : public Workers {
 
 }  // namespace
 
-void Workers::greet(int32_t threads) {
-  std::map<int, RankInfo> known;
-  const auto deadline = SteadyClock::now() + kBootstrapTimeout;
-  while (static_cast<int>(known.size()) < count()) {
-    const auto event = channel().poll();
-    if (!event) {
-      if (SteadyClock::now() > deadline) {
-        std::string missing;
-        for (int rank = 1; rank <= count(); ++rank) {
-          if (!known.contains(rank)) missing += " " + std::to_string(rank);
-        }
-        throw Error(Code::kDeadlineExceeded,
-                    "cannot start: no word within 30 s from rank" + missing +
-                        "; see the lines of those ranks above, and whether their hosts can reach "
-                        "this one");
-      }
-      std::this_thread::sleep_for(kPollInterval);
-      continue;
-    }
-    if (event->kind == ChannelEvent::Kind::kClosed) {
-      throw Error(Code::kUnavailable,
-                  "cannot start: rank " + std::to_string(event->rank) + " ended: " + event->reason);
-    }
-    if (event->message.has_failed()) {
-      throw Error(Code::kUnavailable, "cannot start: rank " + std::to_string(event->rank) +
-                                          " failed: " + event->message.failed().message());
-    }
-    if (!event->message.has_hello()) continue;
-    const Hello& hello = event->message.hello();
-    if (hello.build() != kBuild) {
-      throw Error(Code::kFailedPrecondition, "cannot start: rank " + std::to_string(event->rank) +
-                                                 " on " + hello.info().host() + " runs \"" +
-                                                 hello.build() + "\", rank 0 runs \"" + kBuild +
-                                                 "\"; install the same trireme on every node");
-    }
-    known[event->rank] = hello.info();
-    known[event->rank].set_rank(event->rank);
-  }
-  for (const auto& [rank, info] : known) *topology_.add_ranks() = info;
+void Workers::greet(const Hello& own, int32_t threads) {
+  topology_ = trireme::greet(channel(), count(), own, kBootstrapTimeout);
   share_nodes(topology_, threads);
 }
 
 std::unique_ptr<Workers> form_workers(const Options& options) {
   const PlacementFlags& flags = options.placement;
-  std::unique_ptr<Workers> workers;
   if (options.launch.num_ranks > 1) {
-    workers = std::make_unique<MpiWorkers>(options);
-  } else {
-    const int64_t count =
-        int64_t{flags.tp.value_or(1)} * flags.pp.value_or(1) * flags.dp.value_or(1);
-    constexpr int64_t kMaxThreads = 256;
-    if (count < 1 || count > kMaxThreads) {
-      throw Error(Code::kInvalidArgument,
-                  "cannot start: --tp x --pp x --dp is " + std::to_string(count) +
-                      ", without a launcher it must be 1 to " + std::to_string(kMaxThreads));
-    }
-    workers = std::make_unique<LocalWorkers>(static_cast<int>(count), flags);
+    auto workers = std::make_unique<MpiWorkers>(options);
+    workers->greet(introduce(0, options, mpi_job->library_version()), flags.threads);
+    return workers;
   }
-  workers->greet(flags.threads);
+  const int64_t count = int64_t{flags.tp.value_or(1)} * flags.pp.value_or(1) * flags.dp.value_or(1);
+  constexpr int64_t kMaxThreads = 256;
+  if (count < 1 || count > kMaxThreads) {
+    throw Error(Code::kInvalidArgument,
+                "cannot start: --tp x --pp x --dp is " + std::to_string(count) +
+                    ", without a launcher it must be 1 to " + std::to_string(kMaxThreads));
+  }
+  auto workers = std::make_unique<LocalWorkers>(static_cast<int>(count), options);
+  workers->greet(introduce(0, options, ""), flags.threads);
   return workers;
 }
 
-int run_worker(const Options& options) {
+int run_worker(const Options& options) try {
   mpi_job = std::make_unique<MpiJob>();
   set_log_rank(mpi_job->rank());
   const ControlAddress address = ControlAddress::parse(mpi_job->broadcast("", kBootstrapTimeout));
   const auto channel = connect_control(address, mpi_job->rank(), kBootstrapTimeout, {});
   const auto transport = mpi_job->make_transport(channel->cancellation());
-  const int status =
-      Worker(describe_self(mpi_job->rank(), options.placement.isa), kBuild, *channel, *transport)
-          .run();
+  const Hello hello = introduce(mpi_job->rank(), options, mpi_job->library_version());
+  const int status = Worker(hello, options.placement.model, *channel, *transport).run();
   if (status != 0) mpi_job->abandon();
   return status;
+} catch (const Error&) {
+  if (mpi_job) mpi_job->abandon();  // Finalize would wait for the others
+  throw;
 }
 
 int finish_process(int status) {

@@ -17,17 +17,17 @@ class Workers {
   virtual ~Workers() = default;
   virtual Channel& channel() = 0;
   virtual int count() const = 0;
-  // Collects every worker's hello and shares the nodes out among them (threads > 0: each gets so
-  // many). Throws kDeadlineExceeded naming who is missing, kFailedPrecondition for a rank of
-  // another build.
-  void greet(int32_t threads);
+  // The preflight: collects and compares what the ranks state of themselves (`own`: rank 0), and
+  // shares the nodes out among them (threads > 0: each gets so many).
+  void greet(const Hello& own, int32_t threads);
   const Topology& topology() const { return topology_; }  // ranks ascending
 
  private:
   Topology topology_;
 };
 
-// Forms the job: under a launcher with several ranks its ranks 1.., else tp·pp·dp threads.
+// Forms the job: under a launcher with several ranks its ranks 1.., else tp·pp·dp threads. Returns
+// when all have passed the preflight and share their nodes.
 std::unique_ptr<Workers> form_workers(const Options& options);
 
 }  // namespace trireme

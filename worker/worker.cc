@@ -8,15 +8,14 @@
 
 namespace trireme {
 
-Worker::Worker(const RankInfo& info, const std::string& build, WorkerChannel& channel,
+Worker::Worker(const Hello& hello, const std::string& model_path, WorkerChannel& channel,
                Transport& transport)
-    : info_(info), build_(build), channel_(channel), transport_(transport) {}
+    : hello_(hello), model_path_(model_path), channel_(channel), transport_(transport) {}
 
 int Worker::run() {
   try {
     FromWorker hello;
-    *hello.mutable_hello()->mutable_info() = info_;
-    hello.mutable_hello()->set_build(build_);
+    *hello.mutable_hello() = hello_;
     channel_.send(hello);
     for (;;) {
       const std::optional<ToWorker> message = channel_.receive(std::chrono::milliseconds(1000));
@@ -75,7 +74,7 @@ void Worker::load(const Assign& assign) {
   check_assignment(assign);
   stage_.reset();
   backend_ = make_backend({.device = "cpu", .threads = assign.threads(), .isa = assign.isa()});
-  const std::unique_ptr<Checkpoint> checkpoint = Checkpoint::open(assign.model_path());
+  const std::unique_ptr<Checkpoint> checkpoint = Checkpoint::open(model_path_);
   FromWorker progress;
   const auto& stages = assign.placement().replicas(assign.replica()).stages();
   const StageSpec& stage = stages.Get(assign.stage());

@@ -16,8 +16,9 @@ namespace trireme {
 
 class Worker {
  public:
-  // What this rank is to say of itself; the channel and the transport must outlive the worker.
-  Worker(const RankInfo& info, const std::string& build, WorkerChannel& channel,
+  // hello: what this rank says of itself; model_path: where its node has the model. The channel and
+  // the transport must outlive the worker.
+  Worker(const Hello& hello, const std::string& model_path, WorkerChannel& channel,
          Transport& transport);
 
   // Runs until Shutdown, the coordinator's end (kUnavailable) or a failure, which has then been
@@ -31,8 +32,8 @@ class Worker {
   void load(const Assign& assign);
   void report_failure(Code code, const std::string& what);
 
-  RankInfo info_;
-  std::string build_;
+  const Hello hello_;
+  const std::string model_path_;
   WorkerChannel& channel_;
   Transport& transport_;
   std::unique_ptr<Backend> backend_;

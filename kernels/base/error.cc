@@ -25,20 +25,6 @@ size_t character_bytes(std::string_view text) {
   return bad ? 0 : length;
 }
 
-std::string printable(std::string_view message) {
-  std::string text;
-  while (!message.empty()) {
-    const size_t bytes = character_bytes(message);
-    if (bytes > 0) {
-      text.append(message.substr(0, bytes));
-    } else {
-      text += message[0] == '\n' ? ' ' : '?';
-    }
-    message.remove_prefix(std::max<size_t>(bytes, 1));
-  }
-  return text;
-}
-
 // Of a long message the middle goes: what was quoted, and not what to do.
 std::string fit_to_show(std::string_view message) {
   constexpr std::string_view kCut = " … ";
@@ -53,6 +39,20 @@ std::string fit_to_show(std::string_view message) {
 }
 
 }  // namespace
+
+std::string printable(std::string_view message) {
+  std::string text;
+  while (!message.empty()) {
+    const size_t bytes = character_bytes(message);
+    if (bytes > 0) {
+      text.append(message.substr(0, bytes));
+    } else {
+      text += message[0] == '\n' ? ' ' : '?';
+    }
+    message.remove_prefix(std::max<size_t>(bytes, 1));
+  }
+  return text;
+}
 
 Error::Error(Code code, const std::string& message)
     : std::runtime_error(fit_to_show(message)), code_(code) {}

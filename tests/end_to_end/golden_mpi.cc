@@ -96,7 +96,7 @@ TEST_P(GoldenMpi, ReferenceAndThreadsAgree) {
     if (job->rank() > 0) {
       Cancellation cancellation;
       const auto transport = job->make_transport(cancellation);
-      const Logits logits = run_rank(assigns.at(job->rank() - 1), script, *transport);
+      const Logits logits = run_rank(*path, assigns.at(job->rank() - 1), script, *transport);
       // The reporter: the first rank of the last stage.
       const bool reports = job->rank() - 1 == tp * (pp - 1);
       ASSERT_EQ(!logits.empty(), reports);

@@ -112,7 +112,6 @@ std::vector<Assign> make_assignments(const RankJobOptions& options) {
       *assign.mutable_placement() = placement;
       assign.set_stage(stage);
       assign.set_tp_rank(tp_rank);
-      assign.set_model_path(options.model_path);
       assign.set_logical_vocab_size(model.vocab_size());
       assign.set_threads(options.threads);
       assign.set_isa(options.isa);
@@ -141,11 +140,12 @@ void check_bytes(const Assign& assign, const Stage& stage) {
 
 }  // namespace
 
-Logits run_rank(const Assign& assign, const std::vector<MicroBatch>& script, Transport& transport) {
+Logits run_rank(const std::string& model_path, const Assign& assign,
+                const std::vector<MicroBatch>& script, Transport& transport) {
   check_assignment(assign);
   const auto backend =
       make_backend({.device = "cpu", .threads = assign.threads(), .isa = assign.isa()});
-  const auto checkpoint = Checkpoint::open(assign.model_path());
+  const auto checkpoint = Checkpoint::open(model_path);
   Stage stage(assign, *checkpoint, *backend, transport, [](uint64_t) {});
   check_bytes(assign, stage);
   Logits logits;
@@ -173,7 +173,7 @@ Logits run_local(const RankJobOptions& options, const std::vector<MicroBatch>& s
       try {
         const auto transport =
             make_local_transport(hub, static_cast<int>(index) + 1, cancellations[index]);
-        Logits mine = run_rank(assigns[index], script, *transport);
+        Logits mine = run_rank(options.model_path, assigns[index], script, *transport);
         const std::lock_guard lock(mutex);
         logits.merge(mine);
       } catch (...) {

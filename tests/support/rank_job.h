@@ -34,7 +34,8 @@ using Logits = std::map<std::pair<uint64_t, int32_t>, std::vector<float>>;
 std::vector<Assign> make_assignments(const RankJobOptions& options);
 
 // Runs one rank's part of the script; logits are filled on the reporter only.
-Logits run_rank(const Assign& assign, const std::vector<MicroBatch>& script, Transport& transport);
+Logits run_rank(const std::string& model_path, const Assign& assign,
+                const std::vector<MicroBatch>& script, Transport& transport);
 
 // All ranks as threads of this process; the first error of any rank is thrown again.
 Logits run_local(const RankJobOptions& options, const std::vector<MicroBatch>& script);

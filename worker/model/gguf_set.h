@@ -20,6 +20,7 @@ class GgufSet {
   explicit GgufSet(const std::string& path);
 
   const GgufFile& metadata() const { return files_.front(); }
+  const std::vector<GgufFile>& files() const { return files_; }  // all parts, in order
 
   struct Place {
     const GgufTensor* tensor = nullptr;  // null: no part has it

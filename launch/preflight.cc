@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "launch/preflight.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <map>
+#include <thread>
+
+#include "kernels/backend.h"
+#include "kernels/base/error.h"
+#include "kernels/base/log.h"
+#include "launch/agreement.h"
+#include "topology/probe.h"
+#include "worker/facts.h"
+
+namespace trireme {
+namespace {
+
+using std::chrono::milliseconds;
+using SteadyClock = std::chrono::steady_clock;
+
+constexpr milliseconds kPollInterval{1};
+// Raised with every change of a message.
+constexpr const char* kProtocol = "2";
+
+// Texts of users are not logged: their digest says as well whether they are the same.
+bool holds_text(const std::string& flag) {
+  return flag == "--prompt" || flag == "--prompt_ids" || flag == "--chat";
+}
+
+void state_flags(const Options& options, RankFacts& facts) {
+  add_fact(*facts.mutable_must_agree(), "sub-command", options.sub_command);
+  for (const auto& [flag, value] : options.flags) {
+    if (flag == "--model") continue;  // a node may have it elsewhere: its files are compared
+    if (holds_text(flag) && !value.empty()) {
+      add_fact(*facts.mutable_must_agree(), flag, digest_text(value));
+    } else {
+      add_fact(*facts.mutable_must_agree(), flag, value);
+    }
+  }
+}
+
+[[noreturn]] void fail_missing(const std::map<int, Hello>& known, int count, milliseconds timeout) {
+  std::string missing;
+  for (int rank = 1; rank <= count; ++rank) {
+    if (!known.contains(rank)) missing += " " + std::to_string(rank);
+  }
+  throw Error(Code::kDeadlineExceeded,
+              "cannot start: no word within " + std::to_string(timeout.count() / 1000) +
+                  " s from rank" + missing +
+                  "; see the lines of those ranks above, and whether the file system of their "
+                  "hosts answers");
+}
+
+// Throws for an event that ends the start.
+void require_life(const ChannelEvent& event) {
+  const std::string who = "cannot start: rank " + std::to_string(event.rank);
+  if (event.kind == ChannelEvent::Kind::kClosed) {
+    throw Error(Code::kUnavailable, who + " ended: " + event.reason);
+  }
+  if (event.kind == ChannelEvent::Kind::kMessage && event.message.has_failed()) {
+    throw Error(Code::kUnavailable, who + " failed: " + event.message.failed().message());
+  }
+}
+
+}  // namespace
+
+Hello introduce(int rank, const Options& options, const std::string& mpi) {
+  Hello hello;
+  RankInfo& info = *hello.mutable_info();
+  info.set_rank(rank);
+  info.set_host(host_name());
+  info.set_pid(getpid());
+  const std::string& isa = options.placement.isa;
+  *info.mutable_device() = probe_cpu(isa == "auto" ? cpu_isas().back() : isa);
+  if (mpi.empty()) return hello;  // a thread of the process that would compare
+  RankFacts& facts = *hello.mutable_facts();
+  add_fact(*facts.mutable_must_agree(), "protocol", kProtocol);
+  add_fact(*facts.mutable_must_agree(), "build", build_id());
+  add_fact(*facts.mutable_must_agree(), "MPI", mpi);
+  state_flags(options, facts);
+  state_model_files(options.placement.model, facts);
+  state_machine(info.device(), facts);
+  return hello;
+}
+
+Topology greet(Channel& channel, int count, const Hello& own, milliseconds timeout) {
+  std::map<int, Hello> known;
+  const auto deadline = SteadyClock::now() + timeout;
+  while (static_cast<int>(known.size()) < count) {
+    const auto event = channel.poll();
+    if (!event) {
+      if (SteadyClock::now() > deadline) fail_missing(known, count, timeout);
+      std::this_thread::sleep_for(kPollInterval);
+      continue;
+    }
+    require_life(*event);
+    if (event->kind == ChannelEvent::Kind::kMessage && event->message.has_hello()) {
+      known[event->rank] = event->message.hello();
+    }
+  }
+  Topology topology;
+  std::vector<Statement> statements = {{0, own.info().host(), own.facts()}};
+  for (auto& [rank, hello] : known) {
+    hello.mutable_info()->set_rank(rank);
+    hello.mutable_info()->set_host(printable(hello.info().host()));
+    *topology.add_ranks() = hello.info();
+    statements.push_back({rank, hello.info().host(), hello.facts()});
+  }
+  require_agreement("start", statements);
+  for (const std::string& line : differences(statements)) log_info("differs: " + line);
+  return topology;
+}
+
+}  // namespace trireme

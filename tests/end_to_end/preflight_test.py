@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Jobs in which one rank differs: another flag, another build, another byte of the model, a file that its
+node lacks. Rank 0 must name the field, both values, ranks and hosts before any work, and end with 2."""
+import os
+import re
+import shutil
+import socket
+import tempfile
+import time
+import unittest
+from pathlib import Path
+
+import harness
+from harness import BINARY, Job
+
+HOST = socket.gethostname()
+NAMED_S = 5     # on a machine that does other things too; the bar below has the real target
+RANKS = 4
+ODD = 2         # the rank that differs
+times = {}
+
+
+def turn(path, at):
+    """Another bit in one byte."""
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+class Preflight(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.folder = Path(tempfile.mkdtemp(prefix="trireme-preflight-"))
+
+    @classmethod
+    def tearDownClass(cls):
+        shutil.rmtree(cls.folder)
+        if times:
+            worst = max(times, key=times.get)
+            harness.print_bar("one rank differs: named after, s", round(times[worst], 2), "< 1",
+                              times[worst] < 1, worst=worst, ranks=RANKS, cores=os.cpu_count())
+
+    def copy(self, name):
+        target = Path(tempfile.mkdtemp(dir=self.folder)) / "model"
+        shutil.copytree(harness.tiny_model(name), target)
+        for path in target.iterdir():
+            path.chmod(0o644)
+        return target
+
+    def job(self, flags, odd_flags, odd=ODD, binary=BINARY, odd_binary=BINARY, ranks=RANKS):
+        """All ranks with `flags`, one with `odd_flags`."""
+        launcher = harness.mpirun(odd)
+        if odd == 0:
+            launcher = harness.mpirun(1)
+            return Job([*launcher, odd_binary, *odd_flags, ":", "-n", str(ranks - 1), binary, *flags])
+        command = [*launcher, binary, *flags, ":", "-n", "1", odd_binary, *odd_flags]
+        if odd < ranks - 1:
+            command += [":", "-n", str(ranks - 1 - odd), binary, *flags]
+        return Job(command)
+
+    def refused(self, name, parts, *job, **options):
+        with self.subTest(name):
+            start = time.monotonic()
+            with self.job(*job, **options) as running:
+                harness.wait_until(lambda: "the ranks disagree" in running.log(), 20, "a disagreement is named")
+                times[name] = time.monotonic() - start
+                self.assertEqual(running.wait(), 2, running.log())
+                word = running.last_word()
+                for part in parts:
+                    self.assertIn(part, word)
+                ours = [line for line in running.log_lines() if line.startswith("trireme: ")]
+                self.assertEqual(len(ours), 1, running.log())
+                self.assertNotIn("ready:", running.log())  # nobody loaded
+            self.assertLess(times[name], NAMED_S)
+
+    def serve(self, model, *flags):
+        return ["serve", "--model", str(model), "--listen", "127.0.0.1:0", *flags]
+
+    def test_another_flag(self):
+        model = harness.tiny_model()
+        odd = f"rank {ODD} on {HOST} alone has "
+        rest = f"rank 0 on {HOST} and {RANKS - 2} others have "
+        plain = self.serve(model)
+        for flag, value, default in (("--max_sequences", "7", "32"), ("--tp", "2", ""),
+                                     ("--context", "64", ""), ("--dead_after", "9s", "10s"),
+                                     ("--isa", "avx2", "auto")):
+            self.refused(flag, [f'{flag}: {rest}"{default}"; {odd}"{value}"'],
+                         plain, self.serve(model, flag, value))
+        # A default that is given is no difference; another sub-command is one.
+        self.refused("two flags", ["--tp: ", "--max_queue: "], self.serve(model, "--max_batch_tokens", "512"),
+                     self.serve(model, "--tp", "1", "--max_queue", "9"))
+        self.refused("another sub-command", ["sub-command: ", '"generate"'], plain,
+                     ["generate", "--model", model, "--prompt", "a secret text"])
+        self.refused("rank 0 differs", [f'--pp: rank 0 on {HOST} alone has "1"; rank 1 on {HOST}'],
+                     plain, self.serve(model, "--pp", "1"), odd=0)
+
+    def test_prompts_are_not_shown(self):
+        model = harness.tiny_model()
+        start = ["generate", "--model", model, "--max_tokens", "2", "--prompt"]
+        with self.job([*start, "a secret text"], [*start, "another one"]) as job:
+            self.assertEqual(job.wait(), 2, job.log())
+            self.assertIn("--prompt: ", job.last_word())
+            self.assertNotIn("secret", job.log())
+
+    def test_another_byte(self):
+        cases = [("tiny-llama3", "config.json", 30), ("tiny-llama3", "tokenizer.json", 30),
+                 ("tiny-chatglm3", "tokenizer.model", 300), ("tiny-chatglm3", "tokenizer_config.json", 5),
+                 ("tiny-chatglm3-fp16-sharded", "model.safetensors.index.json", 60),
+                 ("tiny-chatglm3-fp16-sharded", "model-00002-of-00003.safetensors", 40)]
+        for name, file, at in cases:
+            copy = self.copy(name)
+            turn(copy / file, at)
+            part = f"{file} header: " if file.endswith(".safetensors") else f"{file}: "
+            self.refused(f"{name}/{file}", [part, "sha256 ", f"rank {ODD} on {HOST} alone"],
+                         self.serve(harness.tiny_model(name)), self.serve(copy))
+
+    def test_another_file(self):
+        copy = self.copy("tiny-llama3")
+        with open(copy / "model.safetensors", "ab") as file:
+            file.write(b"x")
+        size = (copy / "model.safetensors").stat().st_size
+        self.refused("size", [f'model.safetensors size: rank 0 on {HOST} and 2 others have "{size - 1} bytes"; '
+                              f'rank {ODD} on {HOST} alone has "{size} bytes"'],
+                     self.serve(harness.tiny_model()), self.serve(copy))
+        copy = self.copy("tiny-chatglm3-fp16-sharded")
+        (copy / "model-00003-of-00003.safetensors").unlink()
+        self.refused("a shard is missing", [f"model-00003-of-00003.safetensors size: rank 0 on {HOST} and 2 others",
+                                            f"rank {ODD} on {HOST} alone has none"],
+                     self.serve(harness.tiny_model("tiny-chatglm3-fp16-sharded")), self.serve(copy))
+        self.refused("the model is missing", ['the model\'s path: ', '"a directory"', '"absent"'],
+                     self.serve(harness.tiny_model()), self.serve("/nonexistent"))
+        gguf = self.folder / "other.gguf"
+        shutil.copy(harness.tiny_model("gguf/tiny-llama3.gguf"), gguf)
+        gguf.chmod(0o644)
+        turn(gguf, 40)
+        self.refused("GGUF header", ["GGUF header: "],
+                     self.serve(harness.tiny_model("gguf/tiny-llama3.gguf")), self.serve(gguf))
+
+    def test_another_build(self):
+        """The same program but for its build id."""
+        other = self.folder / "trireme"
+        data = Path(BINARY).read_bytes()
+        note = re.search(rb"\x04\0\0\0\x14\0\0\0\x03\0\0\0GNU\0", data)
+        self.assertIsNotNone(note, "the program has no build id")
+        build_id = data[note.end():note.end() + 20]
+        changed = bytes([build_id[0] ^ 1]) + build_id[1:]
+        other.write_bytes(data[:note.end()] + changed + data[note.end() + 20:])
+        other.chmod(0o755)
+        plain = self.serve(harness.tiny_model())
+        self.refused("build", [f'build: rank 0 on {HOST} and 2 others have ', build_id.hex(),
+                               f'rank {ODD} on {HOST} alone has ', changed.hex()],
+                     plain, plain, odd_binary=str(other))
+
+    def test_the_same_model_elsewhere(self):
+        """A node may have the model at another path: it is reported, and the rank reads it there."""
+        copy = self.copy("tiny-llama3")
+        start = ["generate", "--prompt_ids", "1,2,3", "--max_tokens", "3", "--json", "--model"]
+        here = harness.tiny_model()
+        with self.job([*start, here], [*start, str(copy)]) as job:
+            self.assertEqual(job.wait(), 0, job.log())
+            self.assertIn(f"differs: --model: rank 0 on {HOST}", job.log())
+            self.assertIn(str(copy), job.log())
+            self.assertIn('"output_ids"', job.out())
+
+
+if __name__ == "__main__":
+    harness.main(limit_s=150)
