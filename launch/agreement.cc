@@ -7,6 +7,7 @@
 
 #include "kernels/base/error.h"
 #include "kernels/base/log.h"
+#include "kernels/base/printable.h"
 
 namespace trireme {
 namespace {

@@ -150,7 +150,11 @@ std::map<int32_t, double> parse_biases(const std::string& text) {
 // A flag that may be repeated and takes one value each time.
 CLI::Option* add_repeated(CLI::App& app, const std::string& name, std::vector<std::string>& values,
                           const std::string& help) {
-  return app.add_option(name, values, help)->expected(1)->allow_extra_args(false)->take_all();
+  return app.add_option(name, values, help)
+      ->expected(1)
+      ->allow_extra_args(false)
+      ->take_all()
+      ->default_str("");
 }
 
 std::string dtype_or_file(const std::string& value) {
@@ -184,6 +188,13 @@ void add_placement_flags(CLI::App& app, PlacementFlags& flags) {
       ->check(kPositive);
   app.add_option("--threads", flags.threads, "of each CPU rank; 0: its share of the node's cores")
       ->check(CLI::NonNegativeNumber);
+  app.add_option_function<std::string>(
+         "--start_timeout",
+         [&flags](const std::string& text) {
+           flags.start_timeout = parse_duration(text, "--start_timeout");
+         },
+         "of each step before the load, in which every rank must take part, such as 30s")
+      ->default_str("60s");
   app.add_option("--isa", flags.isa, "CPU instructions to use, for tests (auto: the best)");
 }
 
@@ -250,7 +261,8 @@ CLI::App* add_generate(CLI::App& app, Options& options, std::vector<std::string>
   add_sampling_flags(*generate, flags);
   add_repeated(*generate, "--stop", flags.stop, "text that ends the answer; may be repeated");
   generate->add_option("--stop_token_ids", flags.stop_token_ids, "ids that end it: 1,2,3")
-      ->delimiter(',');
+      ->delimiter(',')
+      ->default_str("");
   generate->add_flag("--ignore_eos", flags.ignore_eos, "go on past the model's own stop ids");
   generate->add_option("--logprobs", flags.logprobs, "best K of each output token; with --json");
   generate->add_flag("--json", flags.json, "one JSON object per answer on stdout");
@@ -330,6 +342,7 @@ void keep_flags(const CLI::App& app, Options& options) {
   for (const CLI::App* const sub : app.get_subcommands()) {
     options.sub_command = sub->get_name();
     for (const CLI::Option* const option : sub->get_options()) {
+      if (option == sub->get_help_ptr()) continue;
       std::string value = option->get_default_str();
       if (option->count() > 0) value = CLI::detail::join(option->results(), ",");
       options.flags.emplace_back(option->get_name(), value);

@@ -31,6 +31,7 @@ struct PlacementFlags {
   std::optional<int32_t> context;  // default: the model's, or what the memory holds
   int32_t threads = 0;             // per CPU rank; 0: its share of the node's cores
   std::string isa = "auto";        // CPU path, for tests
+  std::chrono::milliseconds start_timeout{60000};  // --start_timeout: of each step before the load
 };
 
 struct ServeFlags {

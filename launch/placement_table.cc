@@ -3,41 +3,23 @@
 #include <vector>
 
 #include "launch/job.h"
+#include "launch/text_table.h"
 #include "topology/shard.h"
 #include "topology/topology.h"
 
 namespace trireme {
 namespace {
 
-using Row = std::vector<std::string>;
-
 std::string range_text(const Range& range) {
   return std::to_string(range.begin()) + "-" + std::to_string(range.end() - 1);
-}
-
-std::string draw(const std::vector<Row>& rows) {
-  std::vector<size_t> widths(rows.front().size());
-  for (const Row& row : rows) {
-    for (size_t col = 0; col < row.size(); ++col)
-      widths[col] = std::max(widths[col], row[col].size());
-  }
-  std::string text;
-  for (const Row& row : rows) {
-    std::string line;
-    for (size_t col = 0; col < row.size(); ++col) {
-      line += "  " + row[col] + std::string(widths[col] - row[col].size(), ' ');
-    }
-    text += line.substr(0, line.find_last_not_of(' ') + 1) + "\n";
-  }
-  return text;
 }
 
 }  // namespace
 
 std::string placement_table(const Topology& topology, const ModelSpec& model,
                             const Placement& placement) {
-  std::vector<Row> rows = {{"replica", "stage", "rank", "host", "device", "layers", "heads", "ffn",
-                            "weights", "kv cache", "activations"}};
+  std::vector<TextRow> rows = {{"replica", "stage", "rank", "host", "device", "layers", "heads",
+                                "ffn", "weights", "kv cache", "activations"}};
   for (int replica = 0; replica < placement.replicas_size(); ++replica) {
     const auto& stages = placement.replicas(replica).stages();
     for (int stage = 0; stage < stages.size(); ++stage) {
@@ -63,7 +45,7 @@ std::string placement_table(const Topology& topology, const ModelSpec& model,
                      ", context " + std::to_string(placement.context()) + ", " +
                      std::to_string(placement.max_sequences()) + " sequences, " +
                      std::to_string(placement.num_blocks()) + " KV blocks of " +
-                     std::to_string(placement.block_size()) + "\n" + draw(rows);
+                     std::to_string(placement.block_size()) + "\n" + draw_table(rows);
   for (const int32_t rank : placement.spare_ranks()) {
     text += "  rank " + std::to_string(rank) + " is spare\n";
   }

@@ -10,8 +10,10 @@
 #include "kernels/backend.h"
 #include "kernels/base/error.h"
 #include "kernels/base/log.h"
+#include "kernels/base/printable.h"
 #include "launch/agreement.h"
 #include "topology/probe.h"
+#include "worker/comm/network.h"
 #include "worker/facts.h"
 
 namespace trireme {
@@ -41,27 +43,17 @@ void state_flags(const Options& options, RankFacts& facts) {
   }
 }
 
-[[noreturn]] void fail_missing(const std::map<int, Hello>& known, int count, milliseconds timeout) {
+[[noreturn]] void fail_missing(const std::map<int, Hello>& known, int count,
+                               const std::vector<std::string>& hosts, milliseconds timeout) {
   std::string missing;
   for (int rank = 1; rank <= count; ++rank) {
-    if (!known.contains(rank)) missing += " " + std::to_string(rank);
+    if (!known.contains(rank)) missing += (missing.empty() ? "" : ", ") + rank_name(rank, hosts);
   }
   throw Error(Code::kDeadlineExceeded,
-              "cannot start: no word within " + std::to_string(timeout.count() / 1000) +
-                  " s from rank" + missing +
+              "cannot start: no facts within " + std::to_string(timeout.count()) + " ms from " +
+                  missing +
                   "; see the lines of those ranks above, and whether the file system of their "
                   "hosts answers");
-}
-
-// Throws for an event that ends the start.
-void require_life(const ChannelEvent& event) {
-  const std::string who = "cannot start: rank " + std::to_string(event.rank);
-  if (event.kind == ChannelEvent::Kind::kClosed) {
-    throw Error(Code::kUnavailable, who + " ended: " + event.reason);
-  }
-  if (event.kind == ChannelEvent::Kind::kMessage && event.message.has_failed()) {
-    throw Error(Code::kUnavailable, who + " failed: " + event.message.failed().message());
-  }
 }
 
 }  // namespace
@@ -73,6 +65,7 @@ Hello introduce(int rank, const Options& options, const std::string& mpi) {
   info.set_host(host_name());
   info.set_pid(getpid());
   const std::string& isa = options.placement.isa;
+  for (const std::string& address : reachable_addresses()) hello.add_addresses(address);
   *info.mutable_device() = probe_cpu(isa == "auto" ? cpu_isas().back() : isa);
   if (mpi.empty()) return hello;  // a thread of the process that would compare
   RankFacts& facts = *hello.mutable_facts();
@@ -85,32 +78,44 @@ Hello introduce(int rank, const Options& options, const std::string& mpi) {
   return hello;
 }
 
-Topology greet(Channel& channel, int count, const Hello& own, milliseconds timeout) {
+void require_life(const ChannelEvent& event, const std::string& host) {
+  const std::string who =
+      "cannot start: rank " + std::to_string(event.rank) + (host.empty() ? "" : " on " + host);
+  if (event.kind == ChannelEvent::Kind::kClosed) {
+    throw Error(Code::kUnavailable, who + " ended: " + event.reason);
+  }
+  if (event.kind == ChannelEvent::Kind::kMessage && event.message.has_failed()) {
+    throw Error(Code::kUnavailable, who + " failed: " + event.message.failed().message());
+  }
+}
+
+std::vector<Hello> greet(Channel& channel, int count, const Hello& own,
+                         const std::vector<std::string>& hosts, milliseconds timeout) {
   std::map<int, Hello> known;
   const auto deadline = SteadyClock::now() + timeout;
   while (static_cast<int>(known.size()) < count) {
     const auto event = channel.poll();
     if (!event) {
-      if (SteadyClock::now() > deadline) fail_missing(known, count, timeout);
+      if (SteadyClock::now() > deadline) fail_missing(known, count, hosts, timeout);
       std::this_thread::sleep_for(kPollInterval);
       continue;
     }
-    require_life(*event);
+    require_life(*event, hosts);
     if (event->kind == ChannelEvent::Kind::kMessage && event->message.has_hello()) {
       known[event->rank] = event->message.hello();
     }
   }
-  Topology topology;
+  std::vector<Hello> hellos;
   std::vector<Statement> statements = {{0, own.info().host(), own.facts()}};
   for (auto& [rank, hello] : known) {
     hello.mutable_info()->set_rank(rank);
     hello.mutable_info()->set_host(printable(hello.info().host()));
-    *topology.add_ranks() = hello.info();
     statements.push_back({rank, hello.info().host(), hello.facts()});
+    hellos.push_back(hello);
   }
   require_agreement("start", statements);
   for (const std::string& line : differences(statements)) log_info("differs: " + line);
-  return topology;
+  return hellos;
 }
 
 }  // namespace trireme

@@ -3,14 +3,22 @@
 
 #include <atomic>
 #include <chrono>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
 #include <functional>
+#include <set>
 #include <thread>
 #include <vector>
 
 #include "kernels/base/error.h"
 #include "kernels/base/log.h"
+#include "kernels/base/printable.h"
 #include "launch/job.h"
+#include "launch/links.h"
 #include "launch/preflight.h"
+#include "launch/watchdog.h"
+#include "topology/probe.h"
 #include "topology/topology.h"
 #include "worker/comm/control.h"
 #include "worker/comm/local.h"
@@ -23,7 +31,6 @@ namespace {
 using std::chrono::milliseconds;
 using SteadyClock = std::chrono::steady_clock;
 
-constexpr milliseconds kBootstrapTimeout{30000};
 constexpr milliseconds kLeaveTimeout{1000};
 constexpr milliseconds kPollInterval{2};
 
@@ -94,17 +101,40 @@ class LocalWorkers : public Workers {
 
 std::unique_ptr<MpiJob> mpi_job;  // of this process; ended by finish_process()
 
+// Joins the MPI job.
+void start_mpi(const Options& options) {
+  const milliseconds timeout = options.placement.start_timeout;
+  const Watchdog watchdog(
+      timeout, "cannot start: MPI_Init has not returned within " + std::to_string(timeout.count()) +
+                   " ms in rank " + std::to_string(options.launch.rank) + " of " +
+                   std::to_string(options.launch.num_ranks) + " on " + host_name() +
+                   "; a rank without this line did not start, or its host cannot be reached from "
+                   "here: look at the launcher's output, and which interfaces MPI takes (Open MPI: "
+                   "--mca btl_tcp_if_include and --mca oob_tcp_if_include)");
+  mpi_job = std::make_unique<MpiJob>();
+}
+
+// Where this rank runs: its host's name, and what its loopback interface reaches.
+std::string describe_place() {
+  std::string boot;
+  std::ifstream("/proc/sys/kernel/random/boot_id") >> boot;
+  std::error_code error;
+  const auto network = std::filesystem::read_symlink("/proc/self/ns/net", error);
+  return host_name() + "\n" + boot + " " + network.string();
+}
+
 class MpiWorkers : public Workers {
  public:
-  explicit MpiWorkers(const Options& options) {
-    mpi_job = std::make_unique<MpiJob>();
+  explicit MpiWorkers(const Options& options) {  // REQUIRES: start_mpi() returned
     count_ = mpi_job->size() - 1;
+    const milliseconds timeout = options.placement.start_timeout;
+    const bool one_host = find_hosts(timeout);
     ControlLimits limits;
     limits.dead_after = options.serve.dead_after;
-    server_ = make_control_server(count_, mpi_job->single_host(), limits);
-    mpi_job->broadcast(server_->address().serialise(), kBootstrapTimeout);
+    server_ = make_control_server(count_, one_host, limits);
     try {
-      server_->wait_for_workers(kBootstrapTimeout);
+      mpi_job->broadcast(server_->address().serialise(), timeout);
+      server_->wait_for_workers(timeout, hosts_);
     } catch (const Error&) {
       mpi_job->abandon();  // Finalize would wait for who is missing
       throw;
@@ -120,24 +150,54 @@ class MpiWorkers : public Workers {
 
   Channel& channel() override { return *server_; }
   int count() const override { return count_; }
+  int control_port() const override { return server_->address().port; }
+  std::vector<std::string> hosts() const override { return hosts_; }
 
  private:
+  // True if one loopback interface reaches all ranks.
+  bool find_hosts(milliseconds timeout) {
+    std::set<std::string> networks;
+    for (const std::string& place : mpi_job->gather(describe_place(), timeout)) {
+      const size_t end = std::min(place.find('\n'), place.size());
+      hosts_.push_back(printable(place.substr(0, end)));
+      networks.insert(place.substr(end));
+    }
+    return networks.size() == 1;
+  }
+
   int count_ = 0;
+  std::vector<std::string> hosts_;  // by rank
   std::unique_ptr<ControlServer> server_;
 };
 
 }  // namespace
 
-void Workers::greet(const Hello& own, int32_t threads) {
-  topology_ = trireme::greet(channel(), count(), own, kBootstrapTimeout);
-  share_nodes(topology_, threads);
+void Workers::greet(const Hello& own, const PlacementFlags& flags) {
+  const std::vector<Hello> hellos =
+      trireme::greet(channel(), count(), own, hosts(), flags.start_timeout);
+  for (const Hello& hello : hellos) *topology_.add_ranks() = hello.info();
+  share_nodes(topology_, flags.threads);
+  measure_links(channel(), hellos, control_port(), flags.start_timeout, topology_);
+  if (own.facts().must_agree().empty()) return;  // one process
+  char text[96];
+  std::snprintf(text, sizeof text, "preflight: %d ranks agree in %d fields; %.2f s since MPI_Init",
+                count() + 1, own.facts().must_agree_size(),
+                std::chrono::duration<double>(SteadyClock::now() - begun_).count());
+  log_info(text);
 }
 
 std::unique_ptr<Workers> form_workers(const Options& options) {
   const PlacementFlags& flags = options.placement;
   if (options.launch.num_ranks > 1) {
+    start_mpi(options);
     auto workers = std::make_unique<MpiWorkers>(options);
-    workers->greet(introduce(0, options, mpi_job->library_version()), flags.threads);
+    try {
+      workers->greet(introduce(0, options, mpi_job->library_version()), flags);
+    } catch (const Error& error) {
+      // Ranks that disagree leave together; of others one may hang, or has left messages behind.
+      if (error.code() != Code::kFailedPrecondition) mpi_job->abandon();
+      throw;
+    }
     return workers;
   }
   const int64_t count = int64_t{flags.tp.value_or(1)} * flags.pp.value_or(1) * flags.dp.value_or(1);
@@ -148,15 +208,17 @@ std::unique_ptr<Workers> form_workers(const Options& options) {
                     ", without a launcher it must be 1 to " + std::to_string(kMaxThreads));
   }
   auto workers = std::make_unique<LocalWorkers>(static_cast<int>(count), options);
-  workers->greet(introduce(0, options, ""), flags.threads);
+  workers->greet(introduce(0, options, ""), flags);
   return workers;
 }
 
 int run_worker(const Options& options) try {
-  mpi_job = std::make_unique<MpiJob>();
+  const milliseconds timeout = options.placement.start_timeout;
+  start_mpi(options);
   set_log_rank(mpi_job->rank());
-  const ControlAddress address = ControlAddress::parse(mpi_job->broadcast("", kBootstrapTimeout));
-  const auto channel = connect_control(address, mpi_job->rank(), kBootstrapTimeout, {});
+  mpi_job->gather(describe_place(), timeout);
+  const ControlAddress address = ControlAddress::parse(mpi_job->broadcast("", timeout));
+  const auto channel = connect_control(address, mpi_job->rank(), timeout, {});
   const auto transport = mpi_job->make_transport(channel->cancellation());
   const Hello hello = introduce(mpi_job->rank(), options, mpi_job->library_version());
   const int status = Worker(hello, options.placement.model, *channel, *transport).run();

@@ -2,8 +2,10 @@
 // Where a job's workers come from: threads of this process, or the other ranks of the MPI job.
 #pragma once
 
+#include <chrono>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "launch/options.h"
 #include "proto/cluster.pb.h"
@@ -17,12 +19,17 @@ class Workers {
   virtual ~Workers() = default;
   virtual Channel& channel() = 0;
   virtual int count() const = 0;
-  // The preflight: collects and compares what the ranks state of themselves (`own`: rank 0), and
-  // shares the nodes out among them (threads > 0: each gets so many).
-  void greet(const Hello& own, int32_t threads);
+  // Where the control connections come in; 0 where there are none.
+  virtual int control_port() const { return 0; }
+  // By rank; empty: all are here.
+  virtual std::vector<std::string> hosts() const { return {}; }
+  // The preflight: collects and compares what the ranks state of themselves (`own`: rank 0), shares
+  // the nodes out among them, and measures their links.
+  void greet(const Hello& own, const PlacementFlags& flags);
   const Topology& topology() const { return topology_; }  // ranks ascending
 
  private:
+  const std::chrono::steady_clock::time_point begun_ = std::chrono::steady_clock::now();
   Topology topology_;
 };
 

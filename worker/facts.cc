@@ -4,6 +4,7 @@
 #include <elf.h>
 #include <link.h>
 #include <sys/utsname.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
@@ -12,6 +13,7 @@
 #include <span>
 
 #include "kernels/base/error.h"
+#include "kernels/base/printable.h"
 #include "topology/topology.h"
 #include "worker/digest.h"
 #include "worker/model/gguf_set.h"
@@ -197,7 +199,9 @@ void state_machine(const DeviceInfo& device, RankFacts& facts) {
   add_fact(differ, "device", device.name());
   if (!device.isa().empty()) add_fact(differ, "ISA", device.isa());
   add_fact(differ, "cores", std::to_string(device.cpus_size()));
-  add_fact(differ, "memory", format_bytes(device.memory_bytes()));
+  // All of the node's: what is free differs from moment to moment.
+  const auto pages = static_cast<uint64_t>(std::max(sysconf(_SC_PHYS_PAGES), 0L));
+  add_fact(differ, "memory", format_bytes(pages * static_cast<uint64_t>(sysconf(_SC_PAGESIZE))));
 }
 
 }  // namespace trireme

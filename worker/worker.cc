@@ -10,7 +10,11 @@ namespace trireme {
 
 Worker::Worker(const Hello& hello, const std::string& model_path, WorkerChannel& channel,
                Transport& transport)
-    : hello_(hello), model_path_(model_path), channel_(channel), transport_(transport) {}
+    : hello_(hello),
+      model_path_(model_path),
+      channel_(channel),
+      transport_(transport),
+      links_(transport, channel.cancellation(), hello.info().rank()) {}
 
 int Worker::run() {
   try {
@@ -42,6 +46,12 @@ bool Worker::handle(const ToWorker& message) {
         report_failure(Code::kResourceExhausted, "out of memory");
       }
       return true;
+    case ToWorker::kLinks: {
+      FromWorker reply;
+      *reply.mutable_links() = links_.run(message.links());
+      channel_.send(reply);
+      return true;
+    }
     case ToWorker::kMicroBatch:
       // A batch that was under way when its replica ended: its Abandon is in the queue behind it.
       if (!stage_ || channel_.cancellation().cancelled()) return true;

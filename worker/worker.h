@@ -10,6 +10,7 @@
 #include "proto/micro_batch.pb.h"
 #include "worker/comm/channel.h"
 #include "worker/comm/communicator.h"
+#include "worker/measure.h"
 #include "worker/stage.h"
 
 namespace trireme {
@@ -36,6 +37,7 @@ class Worker {
   const std::string model_path_;
   WorkerChannel& channel_;
   Transport& transport_;
+  LinkProbe links_;
   std::unique_ptr<Backend> backend_;
   std::optional<Stage> stage_;
 };

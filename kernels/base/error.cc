@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <string_view>
 
+#include "kernels/base/printable.h"
+
 namespace trireme {
 namespace {
 

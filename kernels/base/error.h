@@ -5,7 +5,6 @@
 
 #include <stdexcept>
 #include <string>
-#include <string_view>
 
 namespace trireme {
 
@@ -27,9 +26,6 @@ enum class Code {
 };
 
 const char* code_name(Code code);
-
-// The text as UTF-8 without control characters: what is neither becomes '?', a line's end a space.
-std::string printable(std::string_view text);
 
 // A message may quote a file or a peer: what() is UTF-8 of at most kMaxErrorBytes without control
 // characters, so that a terminal, a log and a gRPC status can take it.

@@ -151,6 +151,33 @@ class Preflight(unittest.TestCase):
                                f'rank {ODD} on {HOST} alone has ', changed.hex()],
                      plain, plain, odd_binary=str(other))
 
+    def test_a_rank_that_is_no_rank(self):
+        """MPI_Init waits for a process that never calls it: every rank that waits says so."""
+        start = ["plan", "--model", harness.tiny_model(), "--start_timeout", "1500ms"]
+        begin = time.monotonic()
+        with Job([*harness.mpirun(2), BINARY, *start, ":", "-n", "1", "sleep", "20"]) as job:
+            self.assertEqual(job.wait(18), 1, job.log())
+            self.assertRegex(job.log(), r"MPI_Init has not returned within 1500 ms in rank [01] of 3 on " + HOST)
+        self.assertLess(time.monotonic() - begin, 15)
+
+    def test_takes_less_than_a_second(self):
+        """8 ranks, from MPI_Init's return to the links' table; the median of five."""
+        took, links, whole = [], [], []
+        for _ in range(5):
+            begin = time.monotonic()
+            end = harness.run("plan", "--model", harness.tiny_model(), "--pp", "2", ranks=8)
+            whole.append(time.monotonic() - begin)
+            self.assertEqual(end.status, 0, end.log)
+            found = re.search(r"preflight: 8 ranks agree in (\d+) fields; ([\d.]+) s since", end.log)
+            self.assertGreater(int(found[1]), 20)
+            took.append(float(found[2]))
+            links.append(int(re.search(r"Links between workers, measured in (\d+) ms", end.log)[1]) / 1000)
+            self.assertRegex(end.log, rf"inside {HOST} +shared memory +21 ")
+        median = sorted(took)[2]
+        harness.print_bar("preflight of 8 ranks, s", median, "< 1", median < 1, all=took, links=links,
+                          whole_job=[round(value, 2) for value in whole], cores=os.cpu_count())
+        self.assertLess(median, NAMED_S)
+
     def test_the_same_model_elsewhere(self):
         """A node may have the model at another path: it is reported, and the rank reads it there."""
         copy = self.copy("tiny-llama3")
@@ -164,4 +191,4 @@ class Preflight(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    harness.main(limit_s=150)
+    harness.main(limit_s=180)

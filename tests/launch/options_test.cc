@@ -444,5 +444,32 @@ TEST_F(InputFile, MissingOrEmpty) {
   EXPECT_THROW(read("\n \n"), Error);
 }
 
+// What ranks compare: every flag, given or not.
+TEST(Options, FlagsAsText) {
+  const auto flags_of = [](std::vector<std::string> words) {
+    const Options options = parse(std::move(words));
+    return std::map<std::string, std::string>(options.flags.begin(), options.flags.end());
+  };
+  const auto plain = flags_of({"serve", "--model", "m"});
+  EXPECT_EQ(plain.at("--model"), "m");
+  EXPECT_EQ(plain.at("--max_sequences"), "32");
+  EXPECT_EQ(plain.at("--dead_after"), "10s");
+  EXPECT_EQ(plain.at("--start_timeout"), "60s");
+  EXPECT_EQ(plain.at("--tp"), "");
+  EXPECT_EQ(plain.at("--device_map"), "auto");
+  EXPECT_FALSE(plain.contains("--help"));
+  // A default that is given is no difference.
+  EXPECT_EQ(flags_of({"serve", "--model", "m", "--max_sequences", "32", "--device_map", "auto",
+                      "--max_queue", "256", "--dead_after", "10s"}),
+            plain);
+  EXPECT_NE(flags_of({"serve", "--model", "m", "--allow_insecure"}), plain);
+  EXPECT_EQ(
+      flags_of({"serve", "--model", "m", "--max_memory", "0=1GiB,cpu=2GiB"}).at("--max_memory"),
+      "0=1GiB,cpu=2GiB");
+  EXPECT_EQ(flags_of({"generate", "--model", "m", "--prompt", "a", "--prompt", "b"}).at("--prompt"),
+            "a,b");
+  EXPECT_EQ(parse({"plan", "--model", "m"}).sub_command, "plan");
+}
+
 }  // namespace
 }  // namespace trireme

@@ -49,7 +49,14 @@ TEST(Control, MissingRanksAreNamed) {
     FAIL() << "two ranks are missing";
   } catch (const Error& error) {
     EXPECT_EQ(error.code(), Code::kDeadlineExceeded);
-    EXPECT_NE(std::string(error.what()).find("rank 1 3;"), std::string::npos) << error.what();
+    EXPECT_NE(std::string(error.what()).find("rank 1, 3;"), std::string::npos) << error.what();
+  }
+  try {
+    server->wait_for_workers(milliseconds(1), {"a", "b", "c", "d"});
+    FAIL() << "two ranks are missing";
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find("rank 1 on b, 3 on d;"), std::string::npos)
+        << error.what();
   }
 }
 

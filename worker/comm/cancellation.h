@@ -5,6 +5,8 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
+#include <cstdint>
 #include <mutex>
 #include <string>
 
@@ -24,18 +26,35 @@ class Cancellation {
     reason_.clear();
     flag_.store(false, std::memory_order_release);
   }
-  bool cancelled() const { return flag_.load(std::memory_order_acquire); }
+  bool cancelled() const { return flag_.load(std::memory_order_acquire) || late(); }
   std::string reason() const {
     const std::lock_guard lock(mutex_);
     return reason_;
   }
-  // Throws kCancelled with the reason.
+  // Throws kCancelled with the reason, or kDeadlineExceeded.
   void throw_if_cancelled() const {
-    if (cancelled()) throw Error(Code::kCancelled, reason());
+    if (flag_.load(std::memory_order_acquire)) throw Error(Code::kCancelled, reason());
+    if (late()) throw Error(Code::kDeadlineExceeded, "no answer in time");
   }
 
+  // For what may wait for a silent peer with nobody to cancel it: waits give up at this time as
+  // well. By the thread that waits; no_deadline() ends it.
+  void set_deadline(std::chrono::steady_clock::time_point deadline) {
+    deadline_ = deadline.time_since_epoch().count();
+  }
+  void no_deadline() { deadline_ = kNever; }
+
  private:
+  static constexpr int64_t kNever = INT64_MAX;
+
+  bool late() const {
+    const int64_t deadline = deadline_.load(std::memory_order_relaxed);
+    return deadline != kNever &&
+           std::chrono::steady_clock::now().time_since_epoch().count() >= deadline;
+  }
+
   std::atomic<bool> flag_{false};
+  std::atomic<int64_t> deadline_{kNever};  // of the steady clock
   mutable std::mutex mutex_;
   std::string reason_;  // guarded by mutex_
 };

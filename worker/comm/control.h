@@ -43,8 +43,10 @@ class ControlServer : public Channel {
   ~ControlServer() override = default;
   virtual ControlAddress address() const = 0;
   // Waits until workers 1..num_workers have connected and proved the key. Throws kDeadlineExceeded
-  // naming the ranks that are missing.
-  virtual void wait_for_workers(std::chrono::milliseconds timeout) = 0;
+  // naming the ranks that are missing, with their hosts where `hosts` (by rank) has them.
+  virtual void wait_for_workers(std::chrono::milliseconds timeout,
+                                const std::vector<std::string>& hosts) = 0;
+  void wait_for_workers(std::chrono::milliseconds timeout) { wait_for_workers(timeout, {}); }
   // Workers whose connection stands.
   virtual int connected() const = 0;
 };

@@ -48,7 +48,7 @@ class TcpControlServer final : public ControlServer {
   ~TcpControlServer() override;
 
   ControlAddress address() const override { return address_; }
-  void wait_for_workers(milliseconds timeout) override;
+  void wait_for_workers(milliseconds timeout, const std::vector<std::string>& hosts) override;
   int connected() const override;
   void send(int rank, const ToWorker& message) override;
   std::optional<ChannelEvent> poll() override;
@@ -142,7 +142,11 @@ TcpControlServer::~TcpControlServer() {
   thread_.join();
 }
 
-void TcpControlServer::wait_for_workers(milliseconds timeout) {
+void TcpControlServer::wait_for_workers(milliseconds timeout,
+                                        const std::vector<std::string>& hosts) {
+  const auto name = [&](size_t rank) {
+    return std::to_string(rank) + (rank < hosts.size() ? " on " + hosts[rank] : "");
+  };
   std::unique_lock lock(mutex_);
   std::string absent;
   const auto arrived = [&] {
@@ -150,8 +154,7 @@ void TcpControlServer::wait_for_workers(milliseconds timeout) {
     for (size_t i = 0; i < workers_.size(); ++i) {
       if (workers_[i].state == Worker::State::kGone) return true;
       if (workers_[i].state == Worker::State::kAbsent) {
-        absent += ' ';
-        absent += std::to_string(i + 1);
+        absent += (absent.empty() ? " " : ", ") + name(i + 1);
       }
     }
     return absent.empty();
@@ -164,7 +167,7 @@ void TcpControlServer::wait_for_workers(milliseconds timeout) {
   }
   for (size_t i = 0; i < workers_.size(); ++i) {
     if (workers_[i].state == Worker::State::kGone) {
-      throw Error(Code::kUnavailable, "cannot start: rank " + std::to_string(i + 1) +
+      throw Error(Code::kUnavailable, "cannot start: rank " + name(i + 1) +
                                           " connected and was lost: " + workers_[i].reason);
     }
   }

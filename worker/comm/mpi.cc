@@ -327,6 +327,54 @@ std::string MpiJob::library_version() const {
   return version.substr(0, version.find_first_of(",\n"));
 }
 
+// From rank to rank, so that who is missing can be named.
+std::vector<std::string> MpiJob::gather(const std::string& mine,
+                                        std::chrono::milliseconds timeout) {
+  CHECK(mine.size() < kGatherBytes, "a rank says too much of itself");
+  constexpr int kTag = 0;  // no group has rank 0 among its members
+  struct Word {
+    char text[kGatherBytes] = {};
+    MPI_Request request = MPI_REQUEST_NULL;
+  };
+  auto words = std::make_unique<std::vector<Word>>(rank() == 0 ? size() : 1);
+  mine.copy((*words)[0].text, mine.size());
+  for (int peer = 1; peer < size() && rank() == 0; ++peer) {
+    Word& word = (*words)[peer];
+    check_mpi(
+        MPI_Irecv(word.text, kGatherBytes, MPI_BYTE, peer, kTag, MPI_COMM_WORLD, &word.request),
+        "receive from rank " + std::to_string(peer));
+  }
+  if (rank() != 0) {
+    check_mpi(MPI_Isend((*words)[0].text, kGatherBytes, MPI_BYTE, 0, kTag, MPI_COMM_WORLD,
+                        &(*words)[0].request),
+              "send to rank 0");
+  }
+  const auto deadline = steady_clock::now() + timeout;
+  for (;;) {
+    std::string missing;
+    for (size_t i = 0; i < words->size(); ++i) {
+      int done = 0;
+      check_mpi(MPI_Test(&(*words)[i].request, &done, MPI_STATUS_IGNORE), "hear from the ranks");
+      if (done == 0) missing += " " + std::to_string(i);
+    }
+    if (missing.empty()) break;
+    if (steady_clock::now() >= deadline) {
+      words.release();  // MPI may still write to it
+      abandon();
+      throw Error(Code::kDeadlineExceeded,
+                  rank() == 0 ? "no word by MPI within " + std::to_string(timeout.count()) +
+                                    " ms from rank" + missing
+                              : "rank 0 takes no message by MPI within " +
+                                    std::to_string(timeout.count()) + " ms");
+    }
+    std::this_thread::sleep_for(kNap);
+  }
+  std::vector<std::string> texts;
+  for (const Word& word : *words) texts.emplace_back(word.text, strnlen(word.text, kGatherBytes));
+  if (rank() != 0) texts.clear();
+  return texts;
+}
+
 // One message of fixed size, length and bytes, so that a rank needs to know nothing before it.
 std::string MpiJob::broadcast(const std::string& from_root, std::chrono::milliseconds timeout) {
   struct Message {
@@ -350,8 +398,9 @@ std::string MpiJob::broadcast(const std::string& from_root, std::chrono::millise
       message.release();  // MPI may still write to it
       abandon();
       throw Error(Code::kDeadlineExceeded,
-                  "cannot share the control address: a rank did not take part within " +
-                      std::to_string(timeout.count()) + " ms; look for one that failed to start");
+                  "cannot share the control address: rank " + std::to_string(rank()) +
+                      " waited for another rank for " + std::to_string(timeout.count()) +
+                      " ms; look for one that failed to start");
     }
     std::this_thread::sleep_for(kNap);
   }

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "worker/comm/communicator.h"
 
@@ -21,9 +22,11 @@ class MpiJob {
   int rank() const;
   int size() const;
   std::string library_version() const;
-  // Every rank of the job runs on this node.
-  bool single_host() const { return single_host_; }
 
+  // What every rank says of itself (at most kGatherBytes), by rank, in rank 0; nothing in others.
+  // Throws kDeadlineExceeded naming the ranks that said nothing in time.
+  static constexpr size_t kGatherBytes = 512;
+  std::vector<std::string> gather(const std::string& mine, std::chrono::milliseconds timeout);
   // Rank 0's bytes (at most 64 KiB) in every rank. Throws kDeadlineExceeded after `timeout`.
   std::string broadcast(const std::string& from_root, std::chrono::milliseconds timeout);
 
@@ -37,7 +40,6 @@ class MpiJob {
 
  private:
   bool abandoned_ = false;
-  bool single_host_ = false;
 };
 
 }  // namespace trireme

@@ -37,6 +37,15 @@ TEST_F(MpiCommunicatorTest, BroadcastsBytes) {
   EXPECT_EQ(job->broadcast("", std::chrono::milliseconds(5000)), "");
 }
 
+TEST_F(MpiCommunicatorTest, GathersWordsInRank0) {
+  const auto words =
+      job->gather("rank " + std::to_string(job->rank()), std::chrono::milliseconds(5000));
+  ASSERT_EQ(words.size(), job->rank() == 0 ? static_cast<size_t>(job->size()) : 0);
+  for (size_t rank = 0; rank < words.size(); ++rank) {
+    EXPECT_EQ(words[rank], "rank " + std::to_string(rank));
+  }
+}
+
 TEST_F(MpiCommunicatorTest, AllReduceSumsInRankOrder) { check_all_reduces(*group_); }
 
 TEST_F(MpiCommunicatorTest, RowHasTheSameBitsAlone) { check_rows_alone(*group_); }
@@ -99,6 +108,25 @@ TEST_F(MpiCommunicatorTest, WrongLengthIsAnError) {
     // Rank 1 expects less than was sent, rank 2 more.
     EXPECT_THROW(group_->recv(Tensor(x.data(), DType::kF32, 1, group_->rank() == 1 ? 9 : 11), 0),
                  Error);
+  }
+}
+
+// The last rank says nothing: rank 0 names it and no other.
+TEST_F(MpiCommunicatorTest, NamesWhoSaysNothing) {
+  const bool late = job->rank() == job->size() - 1;
+  if (late) return;
+  if (job->rank() != 0) {
+    job->gather("here", std::chrono::milliseconds(5000));
+    return;
+  }
+  try {
+    job->gather("", std::chrono::milliseconds(200));
+    ADD_FAILURE() << "nobody was missed";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), Code::kDeadlineExceeded);
+    EXPECT_NE(std::string(error.what()).find("from rank " + std::to_string(job->size() - 1)),
+              std::string::npos)
+        << error.what();
   }
 }
 
