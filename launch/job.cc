@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "launch/job.h"
 
-#include <set>
 #include <thread>
 
 #include "coordinator/tokenizer/utf8.h"
 #include "kernels/base/log.h"
-#include "launch/load_display.h"
+#include "launch/loading.h"
 #include "launch/workers.h"
 #include "topology/device_map.h"
 #include "topology/placement.h"
@@ -78,9 +77,7 @@ struct Job::State {
   Placement placement;
   std::unique_ptr<Engine> engine;  // before workers in destruction: it uses their channel
 
-  void assign(std::set<int>& loading);
-  // Takes one event of the load.
-  void on_load_event(const ChannelEvent& event, std::set<int>& loading, LoadDisplay& progress);
+  void assign(const Loading& loading);
 };
 
 Job::Job(const Options& options) : state_(std::make_unique<State>()) {
@@ -110,7 +107,7 @@ Job::~Job() {
   if (state_->engine) state_->engine->stop("the service is ending");
 }
 
-void Job::State::assign(std::set<int>& loading) {
+void Job::State::assign(const Loading& loading) {
   for (int replica = 0; replica < placement.replicas_size(); ++replica) {
     const auto& stages = placement.replicas(replica).stages();
     for (int stage = 0; stage < stages.size(); ++stage) {
@@ -127,53 +124,29 @@ void Job::State::assign(std::set<int>& loading) {
         for (const RankInfo& rank : workers->topology().ranks()) {
           if (rank.rank() == shard.rank()) assign.set_threads(rank.device().threads());
         }
+        for (const int rank : loading.node_of(shard.rank())) assign.add_node_ranks(rank);
+        assign.set_verify_checkpoint(flags.verify_checkpoint);
         workers->channel().send(shard.rank(), message);
-        loading.insert(shard.rank());
       }
     }
   }
 }
 
-void Job::State::on_load_event(const ChannelEvent& event, std::set<int>& loading,
-                               LoadDisplay& progress) {
-  const std::string who = "rank " + std::to_string(event.rank);
-  if (event.kind == ChannelEvent::Kind::kClosed) {
-    throw Error(Code::kUnavailable, "cannot load: " + who + " ended: " + event.reason);
-  }
-  if (event.kind != ChannelEvent::Kind::kMessage) return;
-  const FromWorker& message = event.message;
-  if (message.has_failed()) {
-    throw Error(static_cast<Code>(message.failed().code()),
-                "cannot load: " + who + ": " + message.failed().message());
-  }
-  if (message.has_progress()) {
-    progress.update(event.rank, message.progress().bytes_done(), message.progress().bytes_total());
-  }
-  if (message.has_ready() && loading.erase(event.rank) > 0) {
-    const Ready& ready = message.ready();
-    char seconds[16];
-    std::snprintf(seconds, sizeof seconds, "%.1f s", ready.load_s());
-    log_info(who + " ready: read " + format_bytes(ready.bytes_read()) + ", weights " +
-             format_bytes(ready.weight_bytes()) + ", KV " + format_bytes(ready.kv_bytes()) +
-             ", activations " + format_bytes(ready.activation_bytes()) + ", " + seconds);
-  }
-}
-
 void Job::load(const std::function<bool()>& stop_requested, std::function<void()> on_health) {
   State& s = *state_;
-  std::set<int> loading;
-  LoadDisplay progress;
+  Loading loading(s.workers->topology(), s.placement, s.flags.verify_checkpoint);
   s.assign(loading);
-  while (!loading.empty()) {
+  while (!loading.done()) {
     if (stop_requested()) throw Error(Code::kCancelled, "stopped by a signal while loading");
     const auto event = s.workers->channel().poll();
     if (event) {
-      s.on_load_event(*event, loading, progress);
+      loading.handle(*event);
     } else {
       std::this_thread::sleep_for(kPollInterval);
     }
+    loading.tick();
   }
-  progress.finish();
+  loading.finish();
   EngineOptions options;
   options.max_queue = s.max_queue;
   s.engine =

@@ -198,10 +198,16 @@ void add_placement_flags(CLI::App& app, PlacementFlags& flags) {
   app.add_option("--isa", flags.isa, "CPU instructions to use, for tests (auto: the best)");
 }
 
+void add_verify_flag(CLI::App& app, PlacementFlags& flags) {
+  app.add_flag("--verify_checkpoint", flags.verify_checkpoint,
+               "read and digest every tensor on every host while loading, and compare");
+}
+
 CLI::App* add_serve(CLI::App& app, Options& options, std::string& dead_after) {
   ServeFlags& flags = options.serve;
   CLI::App* const serve = app.add_subcommand("serve", "Serves a model over gRPC");
   add_placement_flags(*serve, options.placement);
+  add_verify_flag(*serve, options.placement);
   serve->add_option("--listen", flags.listen, "HOST:PORT (port 0: any), [IPv6]:PORT or unix:PATH")
       ->capture_default_str();
   serve->add_option("--address_file", flags.address_file,
@@ -252,6 +258,7 @@ CLI::App* add_generate(CLI::App& app, Options& options, std::vector<std::string>
   GenerateFlags& flags = options.generate;
   CLI::App* const generate = app.add_subcommand("generate", "Answers prompts without a server");
   add_placement_flags(*generate, options.placement);
+  add_verify_flag(*generate, options.placement);
   add_repeated(*generate, "--prompt", flags.prompts, "text to go on from; may be repeated");
   add_repeated(*generate, "--chat", flags.chats, "one user message; may be repeated");
   add_repeated(*generate, "--prompt_ids", prompt_ids, "token ids, taken as they are: 1,2,3");
@@ -350,8 +357,10 @@ void keep_flags(const CLI::App& app, Options& options) {
   }
 }
 
-// One launcher's way to say who we are; nullopt: it did not start us.
-std::optional<LaunchInfo> launched_by(const char* size_name, const char* rank_name) {
+// One launcher's way to say who we are; nullopt: it did not start us. local_name: the ranks on this
+// node.
+std::optional<LaunchInfo> launched_by(const char* size_name, const char* rank_name,
+                                      const char* local_name) {
   const char* const size = std::getenv(size_name);
   const char* const rank = std::getenv(rank_name);
   if (size == nullptr || rank == nullptr) return std::nullopt;
@@ -368,18 +377,27 @@ std::optional<LaunchInfo> launched_by(const char* size_name, const char* rank_na
                                             size_name + "=" + size + " and " + rank_name + "=" +
                                             rank + "; start it by mpirun or srun, or unset them");
   }
+  int local = 0;
+  const char* const local_size = std::getenv(local_name);
+  info.single_host = local_size != nullptr && number(local_size, local) && local == info.num_ranks;
   return info;
 }
 
 }  // namespace
 
 LaunchInfo read_launch_info() {
-  if (const auto info = launched_by("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK")) return *info;
-  if (const auto info = launched_by("PMI_SIZE", "PMI_RANK")) return *info;
+  if (const auto info = launched_by("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK",
+                                    "OMPI_COMM_WORLD_LOCAL_SIZE")) {
+    return *info;
+  }
+  if (const auto info = launched_by("PMI_SIZE", "PMI_RANK", "MPI_LOCALNRANKS")) return *info;
   // Slurm sets its variables for batch scripts too, whose commands are not started by srun: only a
   // PMIx rank says that this process is a task of a step.
   if (std::getenv("PMIX_RANK") != nullptr) {
-    if (const auto info = launched_by("SLURM_NTASKS", "SLURM_PROCID")) return *info;
+    if (const auto info =
+            launched_by("SLURM_NTASKS", "SLURM_PROCID", "SLURM_STEP_TASKS_PER_NODE")) {
+      return *info;
+    }
   }
   return {};
 }

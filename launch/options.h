@@ -17,6 +17,7 @@ struct LaunchInfo {
   int num_ranks = 1;  // 1: alone, or a launcher with one rank
   bool under_launcher = false;
   int rank = 0;
+  bool single_host = false;  // all ranks are on this node; false where the launcher does not say
 };
 
 // Flags that every sub-command which places a model shares.
@@ -32,6 +33,7 @@ struct PlacementFlags {
   int32_t threads = 0;             // per CPU rank; 0: its share of the node's cores
   std::string isa = "auto";        // CPU path, for tests
   std::chrono::milliseconds start_timeout{60000};  // --start_timeout: of each step before the load
+  bool verify_checkpoint = false;  // digest all weights on every node; serve and generate
 };
 
 struct ServeFlags {

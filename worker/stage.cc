@@ -79,6 +79,7 @@ void check_assignment(const Assign& assign) {
                 "cannot take the assignment: " + std::to_string(assign.logical_vocab_size()) +
                     " tokens in a vocabulary of " + std::to_string(assign.model().vocab_size()));
   }
+  check_node_ranks(assign);
   const int windows = assign.model().windows_size();
   if (windows != 0 && windows != assign.model().num_layers()) {
     throw Error(Code::kInvalidArgument,
@@ -88,11 +89,10 @@ void check_assignment(const Assign& assign) {
 }
 
 Stage::Stage(const Assign& assign, Checkpoint& checkpoint, Backend& backend, Transport& transport,
-             const std::function<void(uint64_t bytes_done)>& progress)
+             const LoadListener& progress)
     : assign_(assign),
       backend_(backend),
-      weights_(load_weights(assign_.model(), spec(), shard(), assign_.placement(), checkpoint,
-                            backend, progress)),
+      weights_(load_with_node(assign_, checkpoint, backend, transport, progress)),
       batch_(backend, assign_.model(), assign_.placement()),
       sampler_(assign_.logical_vocab_size()),
       histories_(assign_.placement().max_sequences()) {

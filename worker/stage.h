@@ -9,6 +9,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "kernels/backend.h"
@@ -21,6 +22,7 @@
 #include "worker/model/checkpoint.h"
 #include "worker/model/decoder.h"
 #include "worker/model/weights.h"
+#include "worker/node_load.h"
 #include "worker/sampler.h"
 
 namespace trireme {
@@ -31,10 +33,10 @@ void check_assignment(const Assign& assign);
 
 class Stage {
  public:
-  // Joins the stage's groups and loads its weights; progress as in load_weights.
+  // Joins the stage's groups and loads its weights; progress as in load_with_node.
   // REQUIRES: check_assignment(assign) returned.
   Stage(const Assign& assign, Checkpoint& checkpoint, Backend& backend, Transport& transport,
-        const std::function<void(uint64_t bytes_done)>& progress);
+        const LoadListener& progress);
 
   // Runs a micro-batch. Tokens come back on the reporter only: the first rank of the last stage.
   MicroBatchResult run(const MicroBatch& batch);
@@ -48,6 +50,8 @@ class Stage {
   uint64_t weight_bytes() const { return weights_.bytes; }
   uint64_t kv_bytes() const { return kv_->bytes(); }
   uint64_t activation_bytes() const;
+  uint64_t node_bytes() const { return weights_.node_bytes; }
+  TensorDigests take_digests() { return std::move(weights_.digests); }
 
  private:
   const StageSpec& spec() const;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "worker/worker.h"
 
+#include <algorithm>
 #include <chrono>
 
 #include "kernels/base/log.h"
@@ -41,7 +42,8 @@ bool Worker::handle(const ToWorker& message) {
       try {
         load(message.assign());
       } catch (const Error& error) {
-        report_failure(error.code(), error.what());
+        // Abandoned by the coordinator, which knows why.
+        if (error.code() != Code::kCancelled) report_failure(error.code(), error.what());
       } catch (const std::bad_alloc&) {
         report_failure(Code::kResourceExhausted, "out of memory");
       }
@@ -85,16 +87,13 @@ void Worker::load(const Assign& assign) {
   stage_.reset();
   backend_ = make_backend({.device = "cpu", .threads = assign.threads(), .isa = assign.isa()});
   const std::unique_ptr<Checkpoint> checkpoint = Checkpoint::open(model_path_);
-  FromWorker progress;
-  const auto& stages = assign.placement().replicas(assign.replica()).stages();
-  const StageSpec& stage = stages.Get(assign.stage());
-  progress.mutable_progress()->set_bytes_total(
-      checkpoint_bytes(assign.model(), stage, stage.shards(assign.tp_rank()), *checkpoint));
-  stage_.emplace(assign, *checkpoint, *backend_, transport_, [&](uint64_t bytes_done) {
+  stage_.emplace(assign, *checkpoint, *backend_, transport_, [&](const LoadProgress& progress) {
     channel_.cancellation().throw_if_cancelled();
-    progress.mutable_progress()->set_bytes_done(bytes_done);
-    channel_.send(progress);
+    FromWorker message;
+    *message.mutable_progress() = progress;
+    channel_.send(message);
   });
+  send_digests(stage_->take_digests());
 
   FromWorker message;
   Ready& ready = *message.mutable_ready();
@@ -102,8 +101,21 @@ void Worker::load(const Assign& assign) {
   ready.set_kv_bytes(stage_->kv_bytes());
   ready.set_activation_bytes(stage_->activation_bytes());
   ready.set_bytes_read(checkpoint->bytes_read());
+  ready.set_node_bytes(stage_->node_bytes());
   ready.set_load_s(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
   channel_.send(message);
+}
+
+// A message has room for all tensors of a large model, but not for what a hostile file may name.
+void Worker::send_digests(const TensorDigests& digests) {
+  constexpr int kAtOnce = 1024;
+  for (int begin = 0; begin < digests.digests_size(); begin += kAtOnce) {
+    FromWorker message;
+    for (int i = begin; i < std::min(begin + kAtOnce, digests.digests_size()); ++i) {
+      *message.mutable_digests()->add_digests() = digests.digests(i);
+    }
+    channel_.send(message);
+  }
 }
 
 void Worker::report_failure(Code code, const std::string& what) {

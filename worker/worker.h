@@ -31,6 +31,7 @@ class Worker {
   // Handles one message; false after Shutdown.
   bool handle(const ToWorker& message);
   void load(const Assign& assign);
+  void send_digests(const TensorDigests& digests);
   void report_failure(Code code, const std::string& what);
 
   const Hello hello_;

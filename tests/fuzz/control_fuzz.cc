@@ -36,6 +36,26 @@ std::vector<std::string> frames_of(std::string_view stream, size_t step) {
   return frames;
 }
 
+// The same by the book: whole frames up to the first that is too long; nothing of one that is cut.
+std::vector<std::string> frames_by_the_book(std::string_view stream) {
+  std::vector<std::string> frames;
+  std::string error;
+  while (stream.size() >= 4) {
+    uint32_t length = 0;
+    for (size_t i = 0; i < 4; ++i) length = length << 8 | static_cast<uint8_t>(stream[i]);
+    if (length > kLimit) {
+      error = "a message of " + std::to_string(length) + " bytes, the limit is " +
+              std::to_string(kLimit);
+      break;
+    }
+    if (stream.size() - 4 < length) break;
+    frames.emplace_back(stream.substr(4, length));
+    stream.remove_prefix(4 + length);
+  }
+  frames.push_back(error);
+  return frames;
+}
+
 template <class Message>
 void check_message(const std::string& frame) {
   Message message, again;
@@ -71,6 +91,7 @@ void fuzz_control_frames(std::string_view input) {
   const size_t step = 1 + static_cast<uint8_t>(input[0]);
   const std::vector<std::string> frames = frames_of(input.substr(1), step);
   CHECK(frames == frames_of(input.substr(1), input.size()), "the pieces make no difference");
+  CHECK(frames == frames_by_the_book(input.substr(1)), "whole frames, and no others");
   for (const std::string& frame : frames) {
     check_message<ToWorker>(frame);
     check_message<FromWorker>(frame);

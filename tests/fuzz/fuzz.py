@@ -138,7 +138,10 @@ def control_frames():
         "trireme.FromWorker", "micro_batch.proto", 'hello { info { rank: 1 host: "h" pid: 3 } build: "b" }',
         "result { id: 1 tokens { sequence: 1 token: 2 logprobs { id: 2 logprob: -1 } } }", "heartbeat { micro_batch: 1 }",
         'failed { code: 3 message: "m" }', "ready { weight_bytes: 1 }")
-    return [framed(*to_worker), framed(*from_worker)]
+    too_long = struct.pack(">I", 1 << 31)
+    return [framed(*to_worker), framed(*from_worker), framed(*from_worker)[:-1],  # cut
+            framed(*from_worker) + too_long + framed(*from_worker)[1:],
+            framed(*from_worker, *from_worker)]  # sent again
 
 
 def seeds_of(target):

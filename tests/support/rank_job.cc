@@ -115,6 +115,7 @@ std::vector<Assign> make_assignments(const RankJobOptions& options) {
       assign.set_logical_vocab_size(model.vocab_size());
       assign.set_threads(options.threads);
       assign.set_isa(options.isa);
+      for (int rank = 1; rank <= options.tp * options.pp; ++rank) assign.add_node_ranks(rank);
       assigns.push_back(std::move(assign));
     }
   }
@@ -146,7 +147,7 @@ Logits run_rank(const std::string& model_path, const Assign& assign,
   const auto backend =
       make_backend({.device = "cpu", .threads = assign.threads(), .isa = assign.isa()});
   const auto checkpoint = Checkpoint::open(model_path);
-  Stage stage(assign, *checkpoint, *backend, transport, [](uint64_t) {});
+  Stage stage(assign, *checkpoint, *backend, transport, {});
   check_bytes(assign, stage);
   Logits logits;
   // Every rank of the last stage takes part in the head; the reporter alone is called.

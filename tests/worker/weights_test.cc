@@ -437,8 +437,14 @@ class WithExtra final : public Checkpoint {
   }
   uint64_t total_bytes() const override { return inner_->total_bytes(); }
 
+  std::vector<const TensorInfo*> tensors() const override { return inner_->tensors(); }
+  const std::string& file_of(const TensorInfo& tensor) const override {
+    return inner_->file_of(tensor);
+  }
+  void will_fetch(const TensorInfo&, uint64_t, uint64_t) const override {}
+
  protected:
-  void read_rows(const TensorInfo&, int64_t, int64_t, Tensor) const override {
+  void fetch_bytes(const TensorInfo&, uint64_t, std::span<std::byte>) const override {
     FAIL() << "read before the check";
   }
 

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <map>
+#include <tuple>
 #include <unordered_map>
 #include <utility>
 
@@ -19,12 +20,11 @@ namespace {
 namespace fs = std::filesystem;
 
 struct StoredTensor : TensorInfo {
-  const StoredType* stored = nullptr;  // null: a type unknown here
   const MappedFile* file = nullptr;
   uint64_t offset = 0;
 };
 
-// Every format comes down to this: tensors at places in mapped files.
+// Every format comes down to this: tensors at places in files.
 class MappedCheckpoint final : public Checkpoint {
  public:
   void add(StoredTensor tensor) {
@@ -38,47 +38,43 @@ class MappedCheckpoint final : public Checkpoint {
     return entry == tensors_.end() ? nullptr : &entry->second;
   }
 
+  std::vector<const TensorInfo*> tensors() const override {
+    std::vector<const TensorInfo*> all;
+    all.reserve(tensors_.size());
+    for (const auto& [name, tensor] : tensors_) all.push_back(&tensor);
+    // An empty tensor may lie where another begins: the name decides.
+    const auto place = [](const TensorInfo* info) {
+      const StoredTensor& tensor = place_of(*info);
+      return std::tie(tensor.file->path(), tensor.offset, tensor.name);
+    };
+    std::sort(all.begin(), all.end(),
+              [&](const auto* a, const auto* b) { return place(a) < place(b); });
+    return all;
+  }
+
+  const std::string& file_of(const TensorInfo& tensor) const override {
+    return place_of(tensor).file->path();
+  }
+
   uint64_t total_bytes() const override { return total_bytes_; }
 
-  std::vector<SafetensorsFile> safetensors;  // keep the maps alive
+  void will_fetch(const TensorInfo& tensor, uint64_t offset, uint64_t bytes) const override {
+    place_of(tensor).file->will_read(place_of(tensor).offset + offset, bytes);
+  }
+
+  std::vector<SafetensorsFile> safetensors;  // keep the files open
   std::unique_ptr<GgufSet> gguf;
 
  protected:
-  void read_rows(const TensorInfo& info, int64_t row, int64_t col, Tensor out) const override {
-    const auto& tensor = static_cast<const StoredTensor&>(info);  // find() gives no other
-    if (tensor.stored == nullptr || tensor.stored->decode == nullptr) {
-      std::string readable;
-      for (const StoredType& type : stored_types()) {
-        if (type.decode != nullptr)
-          readable += std::string(readable.empty() ? "" : ", ") + type.name;
-      }
-      throw Error(Code::kInvalidArgument, "cannot read tensor " + info.name + " of " +
-                                              tensor.file->path() + ": its type is " + info.type +
-                                              "; one of " + readable + " is needed");
-    }
-    const uint64_t row_bytes = info.bytes / static_cast<uint64_t>(info.rows());
-    const uint64_t begin = tensor.offset + static_cast<uint64_t>(row) * row_bytes;
-    for (int64_t i = 0; i < out.rows; ++i) {
-      const Tensor values = out.row_range(i, 1);
-      convert_row(*tensor.stored, tensor.file->data() + begin + i * row_bytes, col, values);
-      require_finite(tensor, row + i, col, values);
-    }
-    // The values are in `out` now: without this the process would hold the checkpoint twice.
-    tensor.file->release(begin, static_cast<uint64_t>(out.rows) * row_bytes);
+  void fetch_bytes(const TensorInfo& tensor, uint64_t offset,
+                   std::span<std::byte> out) const override {
+    place_of(tensor).file->read(place_of(tensor).offset + offset, out);
   }
 
  private:
-  // One NaN among the weights makes every logit NaN.
-  static void require_finite(const StoredTensor& tensor, int64_t row, int64_t col, Tensor values) {
-    const int64_t at = first_not_finite(values);
-    if (at < 0) return;
-    throw Error(Code::kInvalidArgument,
-                "cannot load tensor " + tensor.name + " of " + tensor.file->path() +
-                    ": its value at row " + std::to_string(row) + ", column " +
-                    std::to_string(col + at) + " is infinite or not a number as " +
-                    dtype_name(values.dtype) +
-                    "; finite weights are needed: download the file again, or serve with another "
-                    "--dtype if this one's range is too small");
+  // find() and tensors() give no other.
+  static const StoredTensor& place_of(const TensorInfo& info) {
+    return static_cast<const StoredTensor&>(info);
   }
 
   std::unordered_map<std::string, StoredTensor> tensors_;
@@ -92,7 +88,6 @@ StoredTensor from_safetensors(const std::string& name, const SafetensorsTensor& 
   stored.type = tensor.dtype;
   stored.shape = tensor.shape.empty() ? std::vector<int64_t>{1} : tensor.shape;
   stored.bytes = tensor.bytes;
-  stored.stored = find_stored_type(tensor.dtype);
   stored.file = &file;
   stored.offset = tensor.offset;
   return stored;
@@ -149,8 +144,7 @@ std::unique_ptr<Checkpoint> open_gguf(const std::string& path) {
   for (const auto& [name, place] : checkpoint->gguf->tensors()) {
     StoredTensor stored;
     stored.name = name;
-    stored.stored = find_ggml_type(place.tensor->type);
-    stored.type = stored.stored->name;
+    stored.type = find_ggml_type(place.tensor->type)->name;
     stored.shape = place.tensor->shape;
     stored.bytes = place.tensor->bytes;
     stored.file = &place.file->file();
@@ -206,19 +200,67 @@ std::unique_ptr<Checkpoint> Checkpoint::open(const std::string& path) {
   refuse_directory(path);
 }
 
+int64_t TensorInfo::units() const {
+  if (shape.size() == 2) return shape[0];
+  const StoredType* const stored = find_stored_type(type);
+  return shape.size() == 1 && stored != nullptr && stored->block_values == 1 ? cols() : 1;
+}
+
 uint64_t bytes_touched(const TensorInfo& tensor, int64_t rows, int64_t cols) {
-  if (tensor.rows() == 0 || tensor.cols() == 0) return 0;
-  const uint64_t row_bytes = tensor.bytes / static_cast<uint64_t>(tensor.rows());
-  if (tensor.shape.size() == 2) return static_cast<uint64_t>(rows) * row_bytes;
-  return row_bytes / static_cast<uint64_t>(tensor.cols()) * static_cast<uint64_t>(cols);
+  if (tensor.shape.size() == 2) return static_cast<uint64_t>(rows) * tensor.unit_bytes();
+  return static_cast<uint64_t>(std::min(cols, tensor.units())) * tensor.unit_bytes();
+}
+
+void Checkpoint::require_readable(const TensorInfo& tensor) const {
+  const StoredType* const type = find_stored_type(tensor.type);
+  if (type != nullptr && type->decode != nullptr) return;
+  std::string readable;
+  for (const StoredType& other : stored_types()) {
+    if (other.decode == nullptr) continue;
+    readable += std::string(readable.empty() ? "" : ", ") + other.name;
+  }
+  throw Error(Code::kInvalidArgument, "cannot read tensor " + tensor.name + " of " +
+                                          file_of(tensor) + ": its type is " + tensor.type +
+                                          "; one of " + readable + " is needed");
+}
+
+void Checkpoint::fetch(const TensorInfo& tensor, uint64_t offset, std::span<std::byte> out) {
+  CHECK(offset <= tensor.bytes && out.size() <= tensor.bytes - offset, tensor.name);
+  if (out.empty()) return;
+  fetch_bytes(tensor, offset, out);
+  bytes_read_ += out.size();
+}
+
+void Checkpoint::convert(const TensorInfo& tensor, int64_t row, StoredRows stored, int64_t col,
+                         Tensor out) const {
+  require_readable(tensor);
+  const StoredType& type = *find_stored_type(tensor.type);
+  for (int64_t i = 0; i < out.rows; ++i) {
+    const Tensor values = out.row_range(i, 1);
+    convert_row(type, stored.data + i * stored.stride, col - stored.col, values);
+    const int64_t at = first_not_finite(values);
+    if (at < 0) continue;
+    // One NaN among the weights makes every logit NaN.
+    throw Error(Code::kInvalidArgument,
+                "cannot load tensor " + tensor.name + " of " + file_of(tensor) +
+                    ": its value at row " + std::to_string(row + i) + ", column " +
+                    std::to_string(col + at) + " is infinite or not a number as " +
+                    dtype_name(values.dtype) +
+                    "; finite weights are needed: download the file again, or serve with another "
+                    "--dtype if this one's range is too small");
+  }
 }
 
 void Checkpoint::read(const TensorInfo& tensor, int64_t row, int64_t col, Tensor out) {
   CHECK(row >= 0 && out.rows >= 0 && row + out.rows <= tensor.rows(), tensor.name);
   CHECK(col >= 0 && out.cols >= 0 && col + out.cols <= tensor.cols(), tensor.name);
   if (out.rows == 0 || out.cols == 0) return;
-  read_rows(tensor, row, col, out);
-  bytes_read_ += bytes_touched(tensor, out.rows, out.cols);
+  require_readable(tensor);
+  const bool values = tensor.shape.size() != 2 && tensor.units() > 1;  // a vector's, one by one
+  std::vector<std::byte> bytes(bytes_touched(tensor, out.rows, out.cols));
+  fetch(tensor, static_cast<uint64_t>(values ? col : row) * tensor.unit_bytes(), bytes);
+  convert(tensor, row, {bytes.data(), static_cast<int64_t>(tensor.unit_bytes()), values ? col : 0},
+          col, out);
 }
 
 }  // namespace trireme

@@ -23,8 +23,8 @@ namespace {
                   "; a readable file is needed");
 }
 
-// Reading a map behind the end of a file that somebody cut short, or of storage that failed, raises
-// a signal. The process cannot go on, but it can say why.
+// Touching a map behind the end of a file that somebody cut short, or of storage that failed,
+// raises a signal. The process cannot go on, but it can say why.
 extern "C" void on_bus_error(int) {
   static constexpr char kWord[] =
       "trireme: cannot read the checkpoint: one of its files became shorter, or its storage "
@@ -55,12 +55,15 @@ MappedFile::MappedFile(const std::string& path) : path_(path) {
   if (error == 0 && S_ISREG(status.st_mode) && status.st_size > 0) {
     void* map = mmap(nullptr, status.st_size, PROT_READ, MAP_PRIVATE, file, 0);
     const int map_error = errno;
-    close(file);
-    if (map == MAP_FAILED) fail(path, map_error);
+    if (map == MAP_FAILED) {
+      close(file);
+      fail(path, map_error);
+    }
+    file_ = file;
     data_ = static_cast<const std::byte*>(map);
     size_ = status.st_size;
-    // A hint only (deeper read-ahead), so its failure does not matter.
-    (void)madvise(map, size_, MADV_SEQUENTIAL);
+    // A hint only: no read-ahead beyond what is asked for, which may be another node's to read.
+    (void)posix_fadvise(file, 0, 0, POSIX_FADV_RANDOM);
     return;
   }
   close(file);
@@ -76,6 +79,7 @@ MappedFile::MappedFile(MappedFile&& other) noexcept { *this = std::move(other); 
 
 MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
   std::swap(path_, other.path_);
+  std::swap(file_, other.file_);
   std::swap(data_, other.data_);
   std::swap(size_, other.size_);
   return *this;
@@ -83,15 +87,29 @@ MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
 
 MappedFile::~MappedFile() {
   if (data_ != nullptr) munmap(const_cast<std::byte*>(data_), size_);
+  if (file_ >= 0) close(file_);
 }
 
-void MappedFile::release(uint64_t offset, uint64_t bytes) const {
-  // Inwards to whole pages: the neighbours in the first and last page may still be wanted.
-  const uint64_t page = static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
-  const uint64_t begin = (offset + page - 1) / page * page;
-  const uint64_t end = (offset + bytes) / page * page;
-  if (begin >= end) return;
-  (void)madvise(const_cast<std::byte*>(data_) + begin, end - begin, MADV_DONTNEED);
+void MappedFile::read(uint64_t offset, std::span<std::byte> out) const {
+  const uint64_t end = offset + out.size();
+  while (!out.empty()) {
+    const ssize_t count = pread(file_, out.data(), out.size(), static_cast<off_t>(offset));
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0) fail(path_, errno);
+    if (count == 0) {
+      throw Error(
+          Code::kFailedPrecondition,
+          "cannot read " + path_ + ": it became shorter while it was read: it ends at byte " +
+              std::to_string(offset) + ", needed are " + std::to_string(end) + "; copy it again");
+    }
+    offset += static_cast<uint64_t>(count);
+    out = out.subspan(static_cast<size_t>(count));
+  }
+}
+
+void MappedFile::will_read(uint64_t offset, uint64_t bytes) const {
+  (void)posix_fadvise(file_, static_cast<off_t>(offset), static_cast<off_t>(bytes),
+                      POSIX_FADV_WILLNEED);
 }
 
 bool name_exists(const std::string& path) {

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// A file mapped read-only for the life of the object.
+// A file opened read-only for the life of the object: mapped, for headers; and read piece by piece,
+// for what is large.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string>
 
 namespace trireme {
@@ -23,12 +25,15 @@ class MappedFile {
   uint64_t size() const { return size_; }
   const std::string& path() const { return path_; }
 
-  // Gives the memory of the pages inside [offset, offset + bytes) back to the system; reading them
-  // again is legal and reads the file again.
-  void release(uint64_t offset, uint64_t bytes) const;
+  // Copies [offset, offset + out.size()) from the file, not through the map. Throws
+  // kFailedPrecondition where the file became shorter, or its storage failed.
+  void read(uint64_t offset, std::span<std::byte> out) const;
+  // A hint: this part will be read soon, and nothing beside it.
+  void will_read(uint64_t offset, uint64_t bytes) const;
 
  private:
   std::string path_;
+  int file_ = -1;
   const std::byte* data_ = nullptr;
   uint64_t size_ = 0;
 };

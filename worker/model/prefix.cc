@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "worker/model/prefix.h"
 
+#include <cstring>
 #include <string>
 
+#include "kernels/base/check.h"
 #include "kernels/base/error.h"
 #include "kernels/sizes.h"
 #include "topology/shard.h"
 #include "worker/model/family.h"
 #include "worker/model/quant.h"
-#include "worker/model/slices.h"
 
 namespace trireme {
 namespace {
@@ -48,8 +49,8 @@ Encoder find_encoder(const ModelSpec& model, const SlicePlan& plan) {
 // that the shape of that product, and with it its rounding, is the same at every pipeline split.
 class Projection {
  public:
-  Projection(const Encoder& encoder, Checkpoint& checkpoint, Backend& backend)
-      : encoder_(encoder), checkpoint_(checkpoint), backend_(backend) {
+  Projection(const Encoder& encoder, const KeptTensors& kept, Backend& backend)
+      : encoder_(encoder), kept_(kept), backend_(backend) {
     const TensorInfo& table = *encoder.table;
     const Buffer input = upload(table, 0, table.rows());
     hidden_ = backend.allocate(values(table.rows(), encoder.weight1->rows()));
@@ -81,7 +82,7 @@ class Projection {
     std::vector<float> host(static_cast<size_t>(vector ? count : count * tensor.cols()));
     const Tensor out = vector ? Tensor(host.data(), DType::kF32, 1, count)
                               : Tensor(host.data(), DType::kF32, count, tensor.cols());
-    checkpoint_.read(tensor, vector ? 0 : begin, vector ? begin : 0, out);
+    kept_.read(tensor, vector ? 0 : begin, vector ? begin : 0, out);
     return host;
   }
 
@@ -106,14 +107,14 @@ class Projection {
   }
 
   const Encoder encoder_;
-  Checkpoint& checkpoint_;
+  const KeptTensors& kept_;
   Backend& backend_;
   Buffer hidden_;  // [P, hidden]
 };
 
 // [P, layers of the stage · 2 · heads · D] on the host.
 std::vector<float> encode(const ModelSpec& model, const StageSpec& stage, const Encoder& encoder,
-                          Checkpoint& checkpoint, Backend& backend) {
+                          const KeptTensors& kept, Backend& backend) {
   const int64_t width = layer_columns(model);
   const int64_t begin = stage.layers().begin() * width;
   const int64_t columns = length(stage.layers()) * width;
@@ -121,10 +122,10 @@ std::vector<float> encode(const ModelSpec& model, const StageSpec& stage, const 
   const Tensor whole(values.data(), DType::kF32, model.prefix_length(), columns);
   if (columns == 0) return values;
   if (encoder.weight1 == nullptr) {
-    checkpoint.read(*encoder.table, 0, begin, whole);
+    kept.read(*encoder.table, 0, begin, whole);
     return values;
   }
-  Projection projection(encoder, checkpoint, backend);
+  Projection projection(encoder, kept, backend);
   for (int64_t at = 0; at < columns; at += width) {
     projection.columns(begin + at, whole.column_range(at, width));
   }
@@ -158,13 +159,64 @@ Buffer cut(const ModelSpec& model, const ShardSpec& shard, DType dtype, Tensor l
 
 }  // namespace
 
+std::vector<Slice> prefix_slices(const ModelSpec& model, const StageSpec& stage,
+                                 const ShardSpec& shard, const Checkpoint& checkpoint) {
+  std::vector<Slice> slices;
+  if (model.prefix_length() == 0) return slices;
+  const Encoder encoder = find_encoder(model, SlicePlan(model, shard, checkpoint));
+  const int64_t columns = length(stage.layers()) * layer_columns(model);
+  if (columns == 0) return slices;
+  const auto whole = [&](const TensorInfo& tensor) {
+    slices.push_back({&tensor, 0, tensor.rows(), 0, tensor.cols()});
+  };
+  whole(*encoder.table);
+  if (encoder.weight1 == nullptr) return slices;
+  whole(*encoder.weight1);
+  whole(*encoder.bias1);
+  const int64_t begin = stage.layers().begin() * layer_columns(model);
+  slices.push_back({encoder.weight2, begin, columns, 0, encoder.weight2->cols()});
+  slices.push_back({encoder.bias2, 0, 1, begin, columns});
+  return slices;
+}
+
+void KeptTensors::keep(const Slice& slice, Units units, StoredRows stored) {
+  Part& part = parts_[slice.tensor];
+  part.units = units_of(slice);
+  const uint64_t unit = slice.tensor->unit_bytes();
+  part.bytes.resize(static_cast<uint64_t>(part.units.count) * unit);
+  std::byte* target =
+      part.bytes.data() + static_cast<uint64_t>(units.begin - part.units.begin) * unit;
+  // A vector's values follow each other, rows of a matrix have a stride.
+  const bool matrix = slice.tensor->shape.size() == 2;
+  const int64_t rows = matrix ? units.count : 1;
+  const uint64_t row_bytes = matrix ? unit : static_cast<uint64_t>(units.count) * unit;
+  for (int64_t i = 0; i < rows; ++i) {
+    std::memcpy(target + static_cast<uint64_t>(i) * row_bytes, stored.data + i * stored.stride,
+                row_bytes);
+  }
+}
+
+void KeptTensors::read(const TensorInfo& tensor, int64_t row, int64_t col, Tensor out) const {
+  const Part& part = parts_.at(&tensor);
+  const auto unit = static_cast<int64_t>(tensor.unit_bytes());
+  if (tensor.shape.size() == 2) {
+    CHECK(row >= part.units.begin && row + out.rows <= part.units.end(), tensor.name);
+    checkpoint_.convert(tensor, row, {part.bytes.data() + (row - part.units.begin) * unit, unit, 0},
+                        col, out);
+    return;
+  }
+  const bool values = tensor.units() > 1;
+  CHECK(!values || (col >= part.units.begin && col + out.cols <= part.units.end()), tensor.name);
+  checkpoint_.convert(tensor, 0, {part.bytes.data(), 0, values ? part.units.begin : 0}, col, out);
+}
+
 std::vector<Buffer> load_prefixes(const ModelSpec& model, const StageSpec& stage,
-                                  const ShardSpec& shard, DType dtype, Checkpoint& checkpoint,
-                                  Backend& backend) {
+                                  const ShardSpec& shard, DType dtype, const Checkpoint& checkpoint,
+                                  const KeptTensors& kept, Backend& backend) {
   std::vector<Buffer> prefixes;
   if (model.prefix_length() == 0) return prefixes;
   const Encoder encoder = find_encoder(model, SlicePlan(model, shard, checkpoint));
-  std::vector<float> values = encode(model, stage, encoder, checkpoint, backend);
+  std::vector<float> values = encode(model, stage, encoder, kept, backend);
   const int64_t width = layer_columns(model);
   const Tensor whole(values.data(), DType::kF32, model.prefix_length(),
                      length(stage.layers()) * width);
@@ -172,19 +224,6 @@ std::vector<Buffer> load_prefixes(const ModelSpec& model, const StageSpec& stage
     prefixes.push_back(cut(model, shard, dtype, whole.column_range(at, width), backend));
   }
   return prefixes;
-}
-
-uint64_t prefix_checkpoint_bytes(const ModelSpec& model, const StageSpec& stage,
-                                 const ShardSpec& shard, const Checkpoint& checkpoint) {
-  if (model.prefix_length() == 0) return 0;
-  const Encoder encoder = find_encoder(model, SlicePlan(model, shard, checkpoint));
-  const int64_t columns = length(stage.layers()) * layer_columns(model);
-  if (columns == 0) return 0;
-  uint64_t bytes = encoder.table->bytes;
-  if (encoder.weight1 == nullptr) return bytes;
-  bytes += encoder.weight1->bytes + encoder.bias1->bytes;
-  bytes += bytes_touched(*encoder.weight2, columns, encoder.weight2->cols());
-  return bytes + bytes_touched(*encoder.bias2, 1, columns);
 }
 
 }  // namespace trireme

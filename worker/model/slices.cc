@@ -38,6 +38,13 @@ bool contains(const std::vector<Slot>& slots, Slot slot) {
 
 }  // namespace
 
+Units units_of(const Slice& slice) {
+  const TensorInfo& tensor = *slice.tensor;
+  if (slice.rows == 0 || slice.cols == 0) return {};
+  if (tensor.shape.size() == 2) return {slice.row, slice.rows};
+  return tensor.units() > 1 ? Units{slice.col, slice.cols} : Units{0, tensor.units()};
+}
+
 bool is_norm(Slot slot) {
   return contains({Slot::kAttentionNorm, Slot::kQNorm, Slot::kKNorm, Slot::kPostAttentionNorm,
                    Slot::kMlpNorm, Slot::kPostMlpNorm, Slot::kFinalNorm},

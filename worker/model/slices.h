@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which parts of which tensors of a checkpoint a shard reads. The loader and checkpoint_bytes()
-// both ask here, so what is announced is what is read.
+// Which parts of which tensors of a checkpoint a shard needs. All that plan, read and count ask
+// here, so what is announced is what is read.
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -23,6 +24,21 @@ struct Slice {
   int64_t cols = 0;
   int64_t local = 0;      // first row in the slot
   bool permuted = false;  // its rows stand with rotary pairs adjacent
+};
+
+// The units of its tensor that a slice touches.
+struct Units {
+  int64_t begin = 0;
+  int64_t count = 0;
+  int64_t end() const { return begin + count; }
+};
+Units units_of(const Slice& slice);
+
+// A slice and what it is for.
+struct Want {
+  Slice slice;
+  std::optional<Slot> slot;  // none: kept as it is stored, for the learned prefix
+  int32_t layer = 0;
 };
 
 bool is_vector(Slot slot);  // fp32 whatever the serving type

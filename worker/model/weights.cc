@@ -3,11 +3,16 @@
 
 #include <algorithm>
 #include <cstring>
+#include <filesystem>
+#include <map>
+#include <optional>
+#include <span>
 #include <string>
 #include <utility>
 
 #include "kernels/base/error.h"
 #include "topology/shard.h"
+#include "worker/digest.h"
 #include "worker/model/family.h"
 #include "worker/model/prefix.h"
 #include "worker/model/slices.h"
@@ -32,91 +37,6 @@ void unpermute(std::byte* items, int64_t count, int64_t item_bytes, int64_t head
     }
   }
 }
-
-class Loader {
- public:
-  Loader(const ModelSpec& model, const ShardSpec& shard, Checkpoint& checkpoint, Backend& backend,
-         const std::function<void(uint64_t)>& progress)
-      : head_dim_(model.head_dim()),
-        norm_offset_(model.checkpoint_format() == "gguf" ? 0
-                                                         : find_family(model.family()).norm_offset),
-        plan_(model, shard, checkpoint),
-        checkpoint_(checkpoint),
-        backend_(backend),
-        progress_(progress),
-        read_before_(checkpoint.bytes_read()) {}
-
-  uint64_t allocated() const { return allocated_; }
-
-  Weight matrix(Slot slot, int32_t layer, DType dtype) {
-    const std::vector<Slice> slices = plan_.slices(slot, layer);
-    Weight weight = backend_.make_weight(dtype, plan_.rows(slot), plan_.cols(slot));
-    allocated_ += weight.storage.bytes();
-    for (const Slice& slice : slices) fill(weight, slice);
-    return weight;
-  }
-
-  // fp32 whatever the matrices are: norms and biases are small.
-  Buffer vector(Slot slot, int32_t layer) {
-    std::vector<float> values(plan_.rows(slot));
-    for (const Slice& slice : plan_.slices(slot, layer)) {
-      float* target = values.data() + slice.local;
-      checkpoint_.read(*slice.tensor, slice.row, slice.col,
-                       Tensor(target, DType::kF32, 1, slice.cols));
-      if (slice.permuted) {
-        unpermute(reinterpret_cast<std::byte*>(target), slice.cols, sizeof(float), head_dim_);
-      }
-      advance();
-    }
-    if (is_norm(slot)) {
-      for (float& value : values) value += norm_offset_;
-    }
-    const size_t bytes = values.size() * sizeof(float);
-    Buffer buffer = backend_.allocate(bytes);
-    backend_.upload(buffer.data(), values.data(), bytes);
-    backend_.synchronize();  // `values` ends here
-    allocated_ += buffer.bytes();
-    return buffer;
-  }
-
-  // Reports what was read if that is worth a report.
-  void advance(bool always = false) {
-    const uint64_t done = checkpoint_.bytes_read() - read_before_;
-    if (!always && done - reported_ < static_cast<uint64_t>(kChunkBytes)) return;
-    reported_ = done;
-    if (progress_) progress_(done);
-  }
-
- private:
-  // A few MiB of rows at a time, through host memory in the serving type.
-  void fill(Weight& weight, const Slice& slice) {
-    if (slice.rows == 0 || slice.cols == 0) return;
-    const int64_t row_bytes = slice.cols * element_size(weight.dtype);
-    const int64_t unit = slice.permuted ? head_dim_ : 1;  // whole heads are un-permuted
-    const int64_t chunk = std::max<int64_t>(kChunkBytes / (row_bytes * unit), 1) * unit;
-    scratch_.resize(static_cast<size_t>(std::min(chunk, slice.rows) * row_bytes));
-    for (int64_t row = 0; row < slice.rows; row += chunk) {
-      const int64_t rows = std::min(chunk, slice.rows - row);
-      const Tensor out(scratch_.data(), weight.dtype, rows, slice.cols);
-      checkpoint_.read(*slice.tensor, slice.row + row, slice.col, out);
-      if (slice.permuted) unpermute(scratch_.data(), rows, row_bytes, head_dim_);
-      backend_.pack_rows(weight, slice.local + row, out);
-      backend_.synchronize();  // the scratch is used again
-      advance();
-    }
-  }
-
-  const int64_t head_dim_;
-  const float norm_offset_;
-  SlicePlan plan_;
-  Checkpoint& checkpoint_;
-  Backend& backend_;
-  const std::function<void(uint64_t)>& progress_;
-  const uint64_t read_before_;
-  uint64_t reported_ = 0;
-  uint64_t allocated_ = 0;
-  std::vector<std::byte> scratch_;
-};
 
 struct MatrixPlace {
   Slot slot;
@@ -146,70 +66,208 @@ constexpr VectorPlace kVectors[] = {
     {Slot::kPostMlpNorm, &LayerWeights::post_mlp_norm},
 };
 
-LayerWeights load_layer(Loader& loader, const std::vector<Slot>& slots, const Placement& placement,
-                        int32_t layer) {
-  LayerWeights weights;
-  for (Slot slot : slots) {
-    for (const MatrixPlace& place : kMatrices) {
-      if (place.slot != slot) continue;
-      weights.*place.member =
-          loader.matrix(slot, layer, weight_dtype(placement, place.matrix, layer));
+// Where the parts of a slot go.
+struct Target {
+  Weight* matrix = nullptr;
+  Buffer* vector = nullptr;
+  std::vector<float> values;  // of the vector, until all are there
+};
+
+// Memory for all weights first, which then fill as the parts come: in the order of the file.
+class Loader {
+ public:
+  Loader(const ModelSpec& model, const ReadPlan::Member& member, const Placement& placement,
+         Checkpoint& checkpoint, Backend& backend)
+      : model_(model),
+        stage_(*member.stage),
+        shard_(*member.shard),
+        placement_(placement),
+        head_dim_(model.head_dim()),
+        norm_offset_(model.checkpoint_format() == "gguf" ? 0
+                                                         : find_family(model.family()).norm_offset),
+        plan_(model, shard_, checkpoint),
+        checkpoint_(checkpoint),
+        backend_(backend),
+        kept_(checkpoint) {
+    weights_.layers.resize(static_cast<size_t>(length(stage_.layers())));
+    for (Slot slot : outer_slots(model_, stage_)) {
+      if (slot == Slot::kEmbedding) add(slot, 0, weights_.embedding, Matrix::kEmbedding);
+      if (slot == Slot::kHead) add(slot, 0, weights_.head, Matrix::kHead);
+      if (slot == Slot::kFinalNorm) add(slot, 0, weights_.final_norm);
     }
-    for (const VectorPlace& place : kVectors) {
-      if (place.slot == slot) weights.*place.member = loader.vector(slot, layer);
+    for (int32_t layer = stage_.layers().begin(); layer < stage_.layers().end(); ++layer) {
+      add_layer(layer);
     }
   }
-  return weights;
-}
+
+  // Units of a part.
+  void take(const Want& want, Units units, StoredRows stored) {
+    if (!want.slot) return kept_.keep(want.slice, units, stored);
+    Target& target = targets_.at({*want.slot, want.layer});
+    if (target.matrix != nullptr) {
+      fill(*target.matrix, want.slice, units, stored);
+    } else {
+      fill(target.values, want.slice, units, stored);
+    }
+  }
+
+  // All parts have come.
+  Weights finish() {
+    for (auto& [place, target] : targets_) {
+      if (target.vector == nullptr) continue;
+      if (is_norm(place.first)) {
+        for (float& value : target.values) value += norm_offset_;
+      }
+      const size_t bytes = target.values.size() * sizeof(float);
+      *target.vector = backend_.allocate(bytes);
+      backend_.upload(target.vector->data(), target.values.data(), bytes);
+      backend_.synchronize();  // the values end here
+      weights_.bytes += target.vector->bytes();
+    }
+    std::vector<Buffer> prefixes = load_prefixes(model_, stage_, shard_, cache_dtype(placement_),
+                                                 checkpoint_, kept_, backend_);
+    for (size_t index = 0; index < prefixes.size(); ++index) {
+      weights_.bytes += prefixes[index].bytes();
+      weights_.layers[index].prefix = std::move(prefixes[index]);
+    }
+    return std::move(weights_);
+  }
+
+ private:
+  void add(Slot slot, int32_t layer, Weight& weight, Matrix matrix) {
+    const DType dtype = weight_dtype(placement_, matrix, layer);
+    weight = backend_.make_weight(dtype, plan_.rows(slot), plan_.cols(slot));
+    weights_.bytes += weight.storage.bytes();
+    targets_[{slot, layer}].matrix = &weight;
+  }
+
+  // fp32 whatever the matrices are: norms and biases are small.
+  void add(Slot slot, int32_t layer, Buffer& vector) {
+    Target& target = targets_[{slot, layer}];
+    target.vector = &vector;
+    target.values.resize(static_cast<size_t>(plan_.rows(slot)));
+  }
+
+  void add_layer(int32_t layer) {
+    LayerWeights& weights = weights_.layers[static_cast<size_t>(layer - stage_.layers().begin())];
+    for (Slot slot : layer_slots(model_, shard_)) {
+      for (const MatrixPlace& place : kMatrices) {
+        if (place.slot == slot) add(slot, layer, weights.*place.member, place.matrix);
+      }
+      for (const VectorPlace& place : kVectors) {
+        if (place.slot == slot) add(slot, layer, weights.*place.member);
+      }
+    }
+  }
+
+  // A few MiB of rows at a time, through host memory in the serving type.
+  void fill(Weight& weight, const Slice& slice, Units units, StoredRows stored) {
+    const int64_t row_bytes = slice.cols * element_size(weight.dtype);
+    const int64_t unit = slice.permuted ? head_dim_ : 1;  // whole heads are un-permuted
+    const int64_t chunk = std::max<int64_t>(kChunkBytes / (row_bytes * unit), 1) * unit;
+    scratch_.resize(static_cast<size_t>(std::min(chunk, units.count) * row_bytes));
+    for (int64_t row = units.begin; row < units.end(); row += chunk) {
+      const Tensor out(scratch_.data(), weight.dtype, std::min(chunk, units.end() - row),
+                       slice.cols);
+      checkpoint_.convert(*slice.tensor, row, stored, slice.col, out);
+      if (slice.permuted) unpermute(scratch_.data(), out.rows, row_bytes, head_dim_);
+      backend_.pack_rows(weight, slice.local + row - slice.row, out);
+      backend_.synchronize();  // the scratch is used again
+      stored.data += chunk * stored.stride;
+    }
+  }
+
+  // The values of a vector come one by one or, if they are stored in blocks, all at once.
+  void fill(std::vector<float>& values, const Slice& slice, Units units, StoredRows stored) {
+    const bool whole = slice.tensor->units() == 1;
+    const int64_t col = whole ? slice.col : units.begin;
+    const int64_t count = whole ? slice.cols : units.count;
+    float* target = values.data() + slice.local + (col - slice.col);
+    checkpoint_.convert(*slice.tensor, 0, stored, col, Tensor(target, DType::kF32, 1, count));
+    if (slice.permuted) {
+      unpermute(reinterpret_cast<std::byte*>(target), count, sizeof(float), head_dim_);
+    }
+  }
+
+  const ModelSpec& model_;
+  const StageSpec& stage_;
+  const ShardSpec& shard_;
+  const Placement& placement_;
+  const int64_t head_dim_;
+  const float norm_offset_;
+  const SlicePlan plan_;
+  Checkpoint& checkpoint_;
+  Backend& backend_;
+  Weights weights_;
+  std::map<std::pair<Slot, int32_t>, Target> targets_;
+  KeptTensors kept_;
+  std::vector<std::byte> scratch_;
+};
+
+// The digest of each tensor, whose bytes come in order.
+class Hasher {
+ public:
+  void add(const TensorInfo& tensor, const std::string& file, std::span<const std::byte> bytes,
+           bool last) {
+    if (!digest_) digest_.emplace();
+    digest_->add(bytes);
+    if (!last) return;
+    TensorDigest& result = *digests_.add_digests();
+    result.set_tensor(tensor.name);
+    result.set_file(std::filesystem::path(file).filename().string());
+    result.set_sha256(digest_->hex());
+    result.set_bytes(tensor.bytes);
+    digest_.reset();
+  }
+  TensorDigests take() { return std::move(digests_); }
+
+ private:
+  std::optional<Digest> digest_;
+  TensorDigests digests_;
+};
 
 }  // namespace
 
+Weights load_weights(const ModelSpec& model, const Placement& placement, const ReadPlan& plan,
+                     int member, Communicator* group, Checkpoint& checkpoint, Backend& backend,
+                     const LoadProgressFunction& progress) {
+  Loader loader(model, plan.members()[static_cast<size_t>(member)], placement, checkpoint, backend);
+  Hasher hasher;
+  uint64_t done = 0;
+  uint64_t reported = 0;
+  ReadSinks sinks;
+  sinks.take = [&](const Want& want, Units units, StoredRows stored) {
+    loader.take(want, units, stored);
+  };
+  sinks.advance = [&](uint64_t bytes) {
+    done += bytes;
+    if (!progress || done - reported < static_cast<uint64_t>(kChunkBytes)) return;
+    reported = done;
+    progress(done);
+  };
+  if (plan.everything()) {
+    sinks.hear = [&](const TensorInfo& tensor, std::span<const std::byte> bytes, bool last) {
+      hasher.add(tensor, checkpoint.file_of(tensor), bytes, last);
+    };
+  }
+  read_together(plan, member, group, checkpoint, sinks);
+  Weights weights = loader.finish();
+  weights.digests = hasher.take();
+  weights.node_bytes = plan.read_bytes();
+  if (progress) progress(done);
+  return weights;
+}
+
 Weights load_weights(const ModelSpec& model, const StageSpec& stage, const ShardSpec& shard,
                      const Placement& placement, Checkpoint& checkpoint, Backend& backend,
-                     const std::function<void(uint64_t bytes_done)>& progress) {
-  // Finds a missing tensor before minutes of reading are spent.
-  checkpoint_bytes(model, stage, shard, checkpoint);
-  Loader loader(model, shard, checkpoint, backend, progress);
-  Weights weights;
-  std::vector<Buffer> prefixes =
-      load_prefixes(model, stage, shard, cache_dtype(placement), checkpoint, backend);
-  loader.advance();
-  const auto table = [&](Slot slot, Matrix matrix) {
-    return loader.matrix(slot, 0, weight_dtype(placement, matrix));
-  };
-  for (Slot slot : outer_slots(model, stage)) {
-    if (slot == Slot::kEmbedding) weights.embedding = table(slot, Matrix::kEmbedding);
-    if (slot == Slot::kHead) weights.head = table(slot, Matrix::kHead);
-    if (slot == Slot::kFinalNorm) weights.final_norm = loader.vector(slot, 0);
-  }
-  const std::vector<Slot> slots = layer_slots(model, shard);
-  for (int32_t layer = stage.layers().begin(); layer < stage.layers().end(); ++layer) {
-    weights.layers.push_back(load_layer(loader, slots, placement, layer));
-  }
-  weights.bytes = loader.allocated();
-  for (size_t index = 0; index < prefixes.size(); ++index) {
-    weights.bytes += prefixes[index].bytes();
-    weights.layers[index].prefix = std::move(prefixes[index]);
-  }
-  loader.advance(true);
-  return weights;
+                     const LoadProgressFunction& progress) {
+  const ReadPlan plan(model, {{&stage, &shard}}, checkpoint, false);
+  return load_weights(model, placement, plan, 0, nullptr, checkpoint, backend, progress);
 }
 
 uint64_t checkpoint_bytes(const ModelSpec& model, const StageSpec& stage, const ShardSpec& shard,
                           const Checkpoint& checkpoint) {
-  const SlicePlan plan(model, shard, checkpoint);
-  uint64_t bytes = prefix_checkpoint_bytes(model, stage, shard, checkpoint);
-  const auto count = [&](Slot slot, int32_t layer) {
-    for (const Slice& slice : plan.slices(slot, layer)) {
-      if (slice.rows == 0 || slice.cols == 0) continue;
-      bytes += bytes_touched(*slice.tensor, slice.rows, slice.cols);
-    }
-  };
-  for (Slot slot : outer_slots(model, stage)) count(slot, 0);
-  for (int32_t layer = stage.layers().begin(); layer < stage.layers().end(); ++layer) {
-    for (Slot slot : layer_slots(model, shard)) count(slot, layer);
-  }
-  return bytes;
+  return ReadPlan(model, {{&stage, &shard}}, checkpoint, false).work_bytes(0);
 }
 
 }  // namespace trireme

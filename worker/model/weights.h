@@ -8,7 +8,9 @@
 
 #include "kernels/backend.h"
 #include "proto/cluster.pb.h"
+#include "proto/micro_batch.pb.h"
 #include "worker/model/checkpoint.h"
+#include "worker/model/node_reading.h"
 
 namespace trireme {
 
@@ -37,17 +39,30 @@ struct Weights {
   std::vector<LayerWeights> layers;
 
   uint64_t bytes = 0;  // allocated on the backend
+
+  uint64_t node_bytes = 0;  // of the checkpoint, that the plan's members read together
+  // Of the tensors that this rank read, if the plan is to read everything.
+  TensorDigests digests;
 };
 
-// Reads exactly what `shard` of `stage` owns, each matrix as the type that the placement gives it.
-// progress(bytes_done) is called every few MiB of the checkpoint read; it may throw to abandon the
-// load. Throws kInvalidArgument for a tensor that is missing or of another shape, naming it and
-// both shapes.
+// The bytes of plan.work_bytes() that are done.
+using LoadProgressFunction = std::function<void(uint64_t bytes_done)>;
+
+// Reads what `member` of the plan owns, together with the plan's other members, each matrix as the
+// type that the placement gives it. progress is called every few MiB; it may throw to abandon the
+// load. group as in read_together. Throws kInvalidArgument for values that cannot be served, naming
+// the tensor.
+Weights load_weights(const ModelSpec& model, const Placement& placement, const ReadPlan& plan,
+                     int member, Communicator* group, Checkpoint& checkpoint, Backend& backend,
+                     const LoadProgressFunction& progress);
+
+// The same for a rank that shares with nobody. Throws kInvalidArgument for a tensor that is missing
+// or of another shape, naming it and both shapes.
 Weights load_weights(const ModelSpec& model, const StageSpec& stage, const ShardSpec& shard,
                      const Placement& placement, Checkpoint& checkpoint, Backend& backend,
-                     const std::function<void(uint64_t bytes_done)>& progress);
+                     const LoadProgressFunction& progress);
 
-// Bytes of the checkpoint that load_weights will read for this shard, whole rows for column slices.
+// Bytes of the checkpoint that a shard needs, whole rows for column slices.
 uint64_t checkpoint_bytes(const ModelSpec& model, const StageSpec& stage, const ShardSpec& shard,
                           const Checkpoint& checkpoint);
 

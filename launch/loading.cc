@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "launch/loading.h"
+
+#include <unistd.h>
+
+#include <cstdio>
+
+#include "kernels/base/error.h"
+#include "kernels/base/log.h"
+#include "topology/topology.h"
+
+namespace trireme {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+std::vector<RankInfo> loading_ranks(const Topology& topology, const Placement& placement) {
+  std::set<int> placed;
+  for (const ReplicaSpec& replica : placement.replicas()) {
+    for (const StageSpec& stage : replica.stages()) {
+      for (const ShardSpec& shard : stage.shards()) placed.insert(shard.rank());
+    }
+  }
+  std::vector<RankInfo> ranks;
+  for (const RankInfo& rank : topology.ranks()) {
+    if (placed.contains(rank.rank())) ranks.push_back(rank);
+  }
+  return ranks;
+}
+
+std::string number(const char* format, double value) {
+  char text[32];
+  std::snprintf(text, sizeof text, format, value);
+  return text;
+}
+
+}  // namespace
+
+Loading::Loading(const Topology& topology, const Placement& placement, bool verify)
+    : verify_(verify),
+      check_(loading_ranks(topology, placement)),
+      display_(
+          verify ? "loading and verifying" : "loading", isatty(STDERR_FILENO) == 1,
+          [](const std::string& text) { std::fputs(text.c_str(), stderr); }, Clock::now()) {
+  for (const RankInfo& rank : loading_ranks(topology, placement)) {
+    host_of_[rank.rank()] = rank.host();
+    nodes_[rank.host()].ranks.push_back(rank.rank());
+    waiting_.insert(rank.rank());
+    display_.expect(rank.rank(), rank.host());
+  }
+}
+
+std::vector<int> Loading::node_of(int rank) const { return nodes_.at(host_of_.at(rank)).ranks; }
+
+void Loading::handle(const ChannelEvent& event) {
+  const std::string who = "rank " + std::to_string(event.rank);
+  if (event.kind == ChannelEvent::Kind::kClosed) {
+    throw Error(Code::kUnavailable, "cannot load: " + who + " ended: " + event.reason);
+  }
+  if (event.kind != ChannelEvent::Kind::kMessage) return;
+  const FromWorker& message = event.message;
+  if (message.has_failed()) {
+    throw Error(static_cast<Code>(message.failed().code()),
+                "cannot load: " + who + ": " + message.failed().message());
+  }
+  if (!waiting_.contains(event.rank)) return;
+  if (message.has_progress()) display_.update(event.rank, message.progress());
+  if (message.has_digests()) check_.add(event.rank, message.digests());
+  if (message.has_ready()) take_ready(event.rank, message.ready());
+}
+
+void Loading::take_ready(int rank, const Ready& ready) {
+  waiting_.erase(rank);
+  display_.ready(rank);
+  Node& node = nodes_.at(host_of_.at(rank));
+  node.bytes_read += ready.bytes_read();
+  node.bytes_needed = ready.node_bytes();
+  log_info("rank " + std::to_string(rank) + " ready: read " + format_bytes(ready.bytes_read()) +
+           ", weights " + format_bytes(ready.weight_bytes()) + ", KV " +
+           format_bytes(ready.kv_bytes()) + ", activations " +
+           format_bytes(ready.activation_bytes()) + ", " + number("%.1f s", ready.load_s()));
+}
+
+void Loading::tick() { display_.tick(Clock::now()); }
+
+void Loading::finish() {
+  display_.finish(Clock::now());
+  for (const auto& [host, node] : nodes_) {
+    const auto read = static_cast<double>(node.bytes_read);
+    const auto needed = static_cast<double>(node.bytes_needed);
+    log_info("host " + host + ": " + std::to_string(node.ranks.size()) +
+             (node.ranks.size() == 1 ? " rank" : " ranks") + " read " +
+             format_bytes(node.bytes_read) + " of the checkpoint, " +
+             number("%.3f", needed > 0 ? read / needed : 1) + " x what is needed there");
+  }
+  if (verify_) log_info(check_.finish());
+}
+
+}  // namespace trireme

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+// The load as rank 0 sees it: from the assignments to the last worker's ready. Main thread only.
+#pragma once
+
+#include <map>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "launch/load_display.h"
+#include "launch/weight_check.h"
+#include "proto/cluster.pb.h"
+#include "worker/comm/channel.h"
+
+namespace trireme {
+
+class Loading {
+ public:
+  // The ranks of the placement begin; progress goes to stderr. verify: every host is to digest all
+  // weights, also those that none of its ranks needs.
+  Loading(const Topology& topology, const Placement& placement, bool verify);
+
+  // Ranks of the placement on the same host as `rank`, ascending: they read together.
+  std::vector<int> node_of(int rank) const;
+
+  // Takes one event. Throws kUnavailable where a rank is lost, and what a rank failed with.
+  void handle(const ChannelEvent& event);
+  // Shows progress; call it often.
+  void tick();
+  bool done() const { return waiting_.empty(); }
+  // REQUIRES: done(). Throws where the weights of hosts differ.
+  void finish();
+
+ private:
+  struct Node {
+    std::vector<int> ranks;
+    uint64_t bytes_read = 0;    // of the checkpoint, by its ranks from the file system
+    uint64_t bytes_needed = 0;  // by its ranks together
+  };
+  void take_ready(int rank, const Ready& ready);
+
+  const bool verify_;
+  std::map<int, std::string> host_of_;
+  std::map<std::string, Node> nodes_;
+  std::set<int> waiting_;
+  WeightCheck check_;
+  LoadDisplay display_;
+};
+
+}  // namespace trireme
