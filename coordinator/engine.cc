@@ -36,6 +36,7 @@ Engine::Engine(const Topology& topology, const Placement& placement, Channel& ch
       context_(placement.context()),
       num_blocks_(placement.num_blocks()),
       block_size_(placement.block_size()),
+      roster_(topology, placement, options.log),
       speeds_(placement.replicas_size()) {
   CHECK(placement.replicas_size() > 0, "the placement has no replica");
   if (options_.vocab_size == 0) options_.vocab_size = vocab_rows(placement);
@@ -125,9 +126,9 @@ void Engine::submit(std::vector<Request> answers) {
     if (!stop_reason_.empty()) {
       throw Error(Code::kUnavailable, "cannot take the request: " + stop_reason_);
     }
-    if (draining_) {
+    if (!drain_reason_.empty()) {
       throw Error(Code::kUnavailable,
-                  "cannot take the request: the server drains; ask another one");
+                  "cannot take the request: " + drain_reason_ + "; ask another server");
     }
     if (num_alive_ == 0) {
       throw Error(Code::kUnavailable, "cannot take the request: " + lost_reason_);
@@ -166,10 +167,10 @@ void Engine::cancel(const std::string& id) {
   doorbell_->ring();
 }
 
-void Engine::drain() {
+void Engine::drain(const std::string& reason) {
   {
     const std::lock_guard lock(mutex_);
-    draining_ = true;
+    drain_reason_ = reason.empty() ? "the server drains" : reason;
     health_changed_ = true;
   }
   doorbell_->ring();
@@ -178,6 +179,15 @@ void Engine::drain() {
 bool Engine::wait_idle(std::chrono::milliseconds timeout) {
   std::unique_lock lock(mutex_);
   return idle_.wait_for(lock, timeout, [this] { return is_idle_; });
+}
+
+std::vector<std::string> Engine::open_requests() const {
+  const std::lock_guard lock(mutex_);
+  std::vector<std::string> ids;
+  ids.reserve(ids_.size());
+  for (const auto& [id, sequences] : ids_) ids.push_back(id);
+  std::sort(ids.begin(), ids.end());
+  return ids;
 }
 
 v1::Load Engine::load() const {
@@ -216,10 +226,13 @@ void Engine::wait() {
   }
   const auto rung = [this] { return doorbell_->rung.load(); };
   std::unique_lock lock(doorbell_->mutex);
-  if (deadlines_.empty()) {
-    doorbell_->condition.wait(lock, rung);
+  std::optional<Clock::time_point> until = explained_by_;
+  if (!deadlines_.empty())
+    until = std::min(until.value_or(Clock::time_point::max()), deadlines_.begin()->first);
+  if (until) {
+    doorbell_->condition.wait_until(lock, *until, rung);
   } else {
-    doorbell_->condition.wait_until(lock, deadlines_.begin()->first, rung);
+    doorbell_->condition.wait(lock, rung);
   }
   spin_pays_ = Clock::now() - begin < options_.spin;
 }
@@ -387,7 +400,8 @@ void Engine::finish(uint64_t sequence, FinishReason reason, std::optional<int32_
   active.request.sink->on_finished(reason, stop_id);
 }
 
-void Engine::fail(uint64_t sequence, Code code, const std::string& why, Clock::time_point now) {
+void Engine::fail(uint64_t sequence, Code code, const std::string& why, Clock::time_point now,
+                  const std::string& remark) {
   std::vector<uint64_t> answers;
   {
     const std::lock_guard lock(mutex_);
@@ -395,7 +409,7 @@ void Engine::fail(uint64_t sequence, Code code, const std::string& why, Clock::t
   }
   for (const uint64_t answer : answers) {
     const Active active = close(answer);
-    log_end(active, code_name(code), now);
+    log_end(active, code_name(code) + remark, now);
     active.request.sink->on_error(code, "cannot finish the request: " + why);
   }
 }

@@ -24,6 +24,7 @@
 
 #include "coordinator/replica_speeds.h"
 #include "coordinator/request.h"
+#include "coordinator/roster.h"
 #include "coordinator/scheduler.h"
 #include "proto/cluster.pb.h"
 #include "proto/inference.pb.h"
@@ -65,16 +66,21 @@ class Engine {
   // The client does not want it any more: no call of its sinks from the next turn on, blocks freed.
   // Unknown ids are ignored.
   void cancel(const std::string& id);
-  // No admission from now on; wait_idle() returns true when the last request has ended.
-  void drain();
+  // No admission from now on, for this reason; wait_idle() returns true when the last request has
+  // ended.
+  void drain(const std::string& reason);
   bool wait_idle(std::chrono::milliseconds timeout);
 
+  // Ids of the requests that have not ended, ascending.
+  std::vector<std::string> open_requests() const;
   v1::Load load() const;
-  // Rank states for health; serving as long as a replica is whole with none of its ranks suspected,
-  // and requests are taken. States: those of RankHealth, "abandoned" (its replica lost another
-  // rank) and "spare".
-  v1::ClusterHealth health() const;
-  // Called on the engine's thread when health() may have changed. Set before start().
+  // What each rank is in; serving as long as a replica is whole with none of its ranks suspected,
+  // and requests are taken.
+  v1::ClusterHealth health(Clock::time_point now = Clock::now()) const;
+  // Before start(), while the ranks load: whoever polls the channel then feeds it.
+  Roster& roster() { return roster_; }
+  // Called on the engine's thread when a rank's state has changed, and twice a second while
+  // something is in work. Set before start().
   void set_health_listener(std::function<void()> listener) {
     health_listener_ = std::move(listener);
   }
@@ -92,7 +98,11 @@ class Engine {
   struct Loss {
     Code code = Code::kUnavailable;
     std::string message;
-    bool consequence = false;  // a rank's report that it lost another: that other one is the cause
+    // A rank's report that it lost another, one of `blamed`: that other one is the cause.
+    bool consequence = false;
+    std::vector<int> blamed{};
+    int rank = 0;
+    Clock::time_point when{};
   };
   struct InFlight {
     Clock::time_point dispatched;
@@ -106,16 +116,13 @@ class Engine {
     int reporter = 0;         // the rank that sends results: the first of the last stage
     int64_t outstanding = 0;  // tokens still to compute, of all its requests
     std::deque<InFlight> in_flight;
-    std::optional<Loss> loss;
+    std::vector<Loss> losses;  // until the cause among them is known
   };
   struct Rank {
     Replica* replica = nullptr;  // null: a spare
-    std::string host;
-    std::string name;     // "rank 2 (host a, stage 1)"
-    bool failed = false;  // it has said why it ends: its kClosed is no news
-    bool suspected = false;
+    std::string name;            // "rank 2 (host a, stage 1)"
+    bool failed = false;         // it has said why it ends: its kClosed is no news
     bool dead = false;
-    uint64_t micro_batch = 0;  // last one finished
   };
   struct Active {
     Request request;
@@ -149,7 +156,8 @@ class Engine {
   Active close(uint64_t sequence);
   void finish(uint64_t sequence, FinishReason reason, std::optional<int32_t> stop_id,
               Clock::time_point now);
-  void fail(uint64_t sequence, Code code, const std::string& why, Clock::time_point now);
+  void fail(uint64_t sequence, Code code, const std::string& why, Clock::time_point now,
+            const std::string& remark = "");
   void log_end(const Active& active, const std::string& end, Clock::time_point now) const;
   void publish();
 
@@ -160,8 +168,12 @@ class Engine {
   void take_message(int rank_number, const FromWorker& message, Rank& rank, Clock::time_point now);
   void take_result(int rank_number, const MicroBatchResult& result, const Rank& rank,
                    Clock::time_point now);
-  void note_loss(const Rank& rank, Loss loss);
-  void lose(Replica& replica, Clock::time_point now);
+  void note_loss(int rank_number, const Rank& rank, Loss loss, Clock::time_point now);
+  static bool has_cause(const std::vector<Loss>& losses);
+  // The cause among the losses, once it is known.
+  std::optional<Loss> find_cause(Replica& replica, Clock::time_point now);
+  void lose(Replica& replica, const Loss& cause, Clock::time_point now);
+  void tell_health(bool event, Clock::time_point now);
 
   // Constant.
   Channel& channel_;
@@ -172,8 +184,13 @@ class Engine {
   std::function<void()> health_listener_;
   std::shared_ptr<Doorbell> doorbell_ = std::make_shared<Doorbell>();
 
+  Roster roster_;  // fed by the engine's thread
+
   // Engine thread only.
   std::vector<Replica> replicas_;
+  std::map<int, Rank> ranks_;
+  std::optional<Clock::time_point> explained_by_;  // when a loss waits for its cause until then
+  Clock::time_point judged_, health_told_;         // when last
   ReplicaSpeeds speeds_;
   std::set<uint64_t> queue_;                     // sequences that no replica has yet: by arrival
   std::unordered_map<uint64_t, Active> active_;  // by sequence
@@ -185,15 +202,13 @@ class Engine {
   mutable std::mutex mutex_;
   std::condition_variable idle_;
   // Guarded by mutex_.
-  std::map<int, Rank>
-      ranks_;  // written by the engine's thread only, which so reads without the lock
   std::vector<std::pair<uint64_t, Request>> inbox_;
   std::vector<uint64_t> cancels_;
   std::unordered_map<std::string, std::vector<uint64_t>> ids_;  // each open request's sequences
   int32_t num_open_ = 0;                                        // sequences
   uint64_t next_sequence_ = 1;
-  bool is_idle_ = true;  // no request open, and the last sink has returned
-  bool draining_ = false;
+  bool is_idle_ = true;       // no request open, and the last sink has returned
+  std::string drain_reason_;  // not empty: draining
   bool health_changed_ = false;
   int num_alive_ = 0;  // replicas
   std::string lost_reason_;

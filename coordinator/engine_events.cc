@@ -2,6 +2,7 @@
 // The engine's other half: what the ranks say. A message from a rank is not trusted; a replica that
 // lost a rank, or one of whose ranks says what it must not, ends, and the others go on.
 #include <algorithm>
+#include <utility>
 
 #include "coordinator/engine.h"
 #include "kernels/base/check.h"
@@ -12,6 +13,10 @@ namespace {
 
 constexpr int kMaxEventsPerTurn = 1024;  // requests and deadlines have their turn too
 constexpr size_t kMaxReasonBytes = 1000;
+// A rank that has lost a peer may be heard before that peer's end is.
+constexpr std::chrono::milliseconds kExplainTime{150};
+constexpr std::chrono::milliseconds kJudgeInterval{150};
+constexpr std::chrono::milliseconds kTellInterval{500};
 
 // A peer's text, fit for one line of the log and for a status.
 std::string printable(const std::string& text) {
@@ -26,23 +31,18 @@ std::string printable(const std::string& text) {
 
 void Engine::name_ranks(const Topology& topology, const Placement& placement) {
   for (const RankInfo& info : topology.ranks()) {
-    Rank& rank = ranks_[info.rank()];
-    rank.host = info.host();
-    rank.name = "rank " + std::to_string(info.rank()) + " (host " + info.host() + ", spare)";
+    ranks_[info.rank()].name = roster_.name(info.rank());
   }
   for (Replica& replica : replicas_) {
     const ReplicaSpec& spec = placement.replicas(replica.index);
-    for (int stage = 0; stage < spec.stages_size(); ++stage) {
-      CHECK(spec.stages(stage).shards_size() > 0, "a stage without ranks");
-      for (const ShardSpec& shard : spec.stages(stage).shards()) {
+    for (const StageSpec& stage : spec.stages()) {
+      CHECK(stage.shards_size() > 0, "a stage without ranks");
+      for (const ShardSpec& shard : stage.shards()) {
         const auto rank = ranks_.find(shard.rank());
         CHECK(rank != ranks_.end() && rank->second.replica == nullptr,
               "rank " + std::to_string(shard.rank()) +
-                  " of the placement is not in the topology, "
-                  "or is placed twice");
+                  " of the placement is not in the topology, or is placed twice");
         rank->second.replica = &replica;
-        rank->second.name = "rank " + std::to_string(shard.rank()) + " (host " + rank->second.host +
-                            ", stage " + std::to_string(stage) + ")";
         replica.ranks.push_back(shard.rank());
       }
     }
@@ -52,10 +52,12 @@ void Engine::name_ranks(const Topology& topology, const Placement& placement) {
 
 bool Engine::take_events(Clock::time_point now) {
   int num_events = 0;
+  bool only_messages = true;
   while (num_events < kMaxEventsPerTurn) {
     const std::optional<ChannelEvent> event = channel_.poll();
     if (!event) break;
     ++num_events;
+    only_messages = only_messages && event->kind == ChannelEvent::Kind::kMessage;
     const auto rank = ranks_.find(event->rank);
     if (rank == ranks_.end()) {
       log_warn("an event of rank " + std::to_string(event->rank) + ", which has no place here");
@@ -64,68 +66,85 @@ bool Engine::take_events(Clock::time_point now) {
     take_event(*event, rank->second, now);
   }
   // Only now: the cause may come behind its consequence.
+  explained_by_.reset();
+  bool lost = false;
   for (Replica& replica : replicas_) {
-    if (replica.scheduler && replica.loss) lose(replica, now);
+    const std::optional<Loss> cause = find_cause(replica, now);
+    if (cause) lose(replica, *cause, now);
+    lost = lost || cause;
   }
-  return num_events > 0;
+  if (num_events > 0) tell_health(lost || !only_messages, now);
+  return num_events > 0 || lost;
+}
+
+// event: there was one that may have changed a state; a heartbeat does by what does not come.
+void Engine::tell_health(bool event, Clock::time_point now) {
+  if (!event && now - judged_ < kJudgeInterval) return;
+  judged_ = now;
+  const bool changed = roster_.states_changed(now);
+  const bool in_work = now - health_told_ >= kTellInterval && (!active_.empty() || roster_.busy());
+  if (!changed && !in_work) return;
+  health_told_ = now;
+  const std::lock_guard lock(mutex_);
+  health_changed_ = true;
 }
 
 void Engine::take_event(const ChannelEvent& event, Rank& rank, Clock::time_point now) {
+  roster_.hear(event, now);
   if (event.kind == ChannelEvent::Kind::kMessage) {
     take_message(event.rank, event.message, rank, now);
-    return;
-  }
-  {
-    const std::lock_guard lock(mutex_);
-    rank.suspected = event.kind == ChannelEvent::Kind::kSuspected;
-    rank.dead = rank.dead || event.kind == ChannelEvent::Kind::kClosed;
-    health_changed_ = true;
-  }
-  if (event.kind == ChannelEvent::Kind::kClosed && !rank.failed) {
-    note_loss(rank, {Code::kUnavailable, rank.name + " is lost: " + printable(event.reason)});
+  } else if (event.kind == ChannelEvent::Kind::kClosed) {
+    rank.dead = true;
+    if (rank.failed) return;
+    Loss loss{Code::kUnavailable, rank.name + " is lost: " + printable(event.reason)};
+    note_loss(event.rank, rank, std::move(loss), now);
   }
 }
 
 void Engine::take_message(int rank_number, const FromWorker& message, Rank& rank,
                           Clock::time_point now) {
   switch (message.kind_case()) {
-    case FromWorker::kHeartbeat: {
-      const std::lock_guard lock(mutex_);
-      rank.micro_batch = message.heartbeat().micro_batch();
-      return;
-    }
+    case FromWorker::kHeartbeat: return;  // the roster has it
     case FromWorker::kResult: take_result(rank_number, message.result(), rank, now); return;
     case FromWorker::kFailed: {
       rank.failed = true;
-      const auto code = static_cast<Code>(message.failed().code());
-      note_loss(rank, {Code::kUnavailable,
-                       rank.name + " failed: " + printable(message.failed().message()),
-                       code == Code::kCancelled || code == Code::kUnavailable});
+      const Failed& failed = message.failed();
+      const auto code = static_cast<Code>(failed.code());
+      Loss loss{Code::kUnavailable, rank.name + " failed: " + printable(failed.message())};
+      loss.consequence = code == Code::kCancelled || code == Code::kUnavailable;
+      loss.blamed.assign(failed.waiting_for().begin(), failed.waiting_for().end());
+      note_loss(rank_number, rank, std::move(loss), now);
       return;
     }
     case FromWorker::kHello:
     case FromWorker::kProgress:
     case FromWorker::kReady:
+    case FromWorker::kLinks:
+    case FromWorker::kDigests:
     case FromWorker::KIND_NOT_SET: break;
   }
-  note_loss(rank, {Code::kInternal, rank.name + " sent a message of kind " +
-                                        std::to_string(message.kind_case()) +
-                                        ", which has no place while it serves"});
+  note_loss(rank_number, rank,
+            {Code::kInternal, rank.name + " sent a message of kind " +
+                                  std::to_string(message.kind_case()) +
+                                  ", which has no place while it serves"},
+            now);
 }
 
 void Engine::take_result(int rank_number, const MicroBatchResult& result, const Rank& rank,
                          Clock::time_point now) {
   Replica* const replica = rank.replica;
-  if (replica != nullptr && (!replica->scheduler || replica->loss)) return;
+  if (replica != nullptr && (!replica->scheduler || has_cause(replica->losses))) return;
   if (replica == nullptr || rank_number != replica->reporter) {
-    note_loss(rank, {Code::kInternal, rank.name + " sent a result, which is not its part"});
+    note_loss(rank_number, rank,
+              {Code::kInternal, rank.name + " sent a result, which is not its part"}, now);
     return;
   }
   std::vector<Scheduler::Drawn> drawn;
   try {
     drawn = replica->scheduler->complete(result);
   } catch (const Error& error) {  // a peer's mistake ends its replica, not the coordinator
-    note_loss(rank, {error.code(), rank.name + " sent a wrong result: " + error.what()});
+    note_loss(rank_number, rank,
+              {error.code(), rank.name + " sent a wrong result: " + error.what()}, now);
     return;
   }
   // With all stages busy, a micro-batch leaves as often as one spends in a stage.
@@ -136,19 +155,54 @@ void Engine::take_result(int rank_number, const MicroBatchResult& result, const 
   for (const Scheduler::Drawn& next : drawn) deliver(next.sequence, *next.token, now);
 }
 
-void Engine::note_loss(const Rank& rank, Loss loss) {
-  if (rank.replica == nullptr) {
-    if (options_.log) log_warn("a spare: " + loss.message);
-    return;
+void Engine::note_loss(int rank_number, const Rank& rank, Loss loss, Clock::time_point now) {
+  loss.rank = rank_number;
+  loss.when = now;
+  if (rank.replica == nullptr || !rank.replica->scheduler) {  // a spare, or lost already
+    roster_.note_failure(rank_number, loss.message, now);
+  } else {
+    rank.replica->losses.push_back(std::move(loss));
   }
-  if (!rank.replica->scheduler) return;  // lost already: the first one was the cause
-  std::optional<Loss>& known = rank.replica->loss;
-  if (!known || (known->consequence && !loss.consequence)) known = std::move(loss);
 }
 
-void Engine::lose(Replica& replica, Clock::time_point now) {
-  const std::string& why = replica.loss->message;
-  if (options_.log) log_error("replica " + std::to_string(replica.index) + " is lost: " + why);
+bool Engine::has_cause(const std::vector<Loss>& losses) {
+  return std::any_of(losses.begin(), losses.end(),
+                     [](const Loss& loss) { return !loss.consequence; });
+}
+
+std::optional<Engine::Loss> Engine::find_cause(Replica& replica, Clock::time_point now) {
+  std::vector<Loss>& losses = replica.losses;
+  if (losses.empty() || !replica.scheduler) return std::nullopt;
+  for (const Loss& loss : losses) {
+    if (!loss.consequence) return loss;
+  }
+  const Clock::time_point until = losses.front().when + kExplainTime;
+  if (now < until) {
+    explained_by_ = std::min(explained_by_.value_or(until), until);
+    return std::nullopt;
+  }
+  Loss cause = losses.front();
+  for (const int blamed : cause.blamed) {
+    const auto rank = ranks_.find(blamed);
+    if (rank == ranks_.end() || rank->second.replica != &replica) continue;
+    cause.rank = blamed;
+    cause.message = rank->second.name + " cannot be reached: " + cause.message;
+    break;
+  }
+  return cause;
+}
+
+void Engine::lose(Replica& replica, const Loss& cause, Clock::time_point now) {
+  const std::string why = cause.message;
+  const Code code = cause.code;
+  roster_.note_failure(cause.rank, why, now);
+  for (const Loss& loss : std::exchange(replica.losses, {})) {
+    if (loss.message != why) roster_.note_failure(loss.rank, loss.message, now);
+  }
+  roster_.abandon(replica.index);
+  if (options_.log) {
+    log_error("a consequence: replica " + std::to_string(replica.index) + " is lost: " + why);
+  }
   ToWorker abandon;
   abandon.mutable_abandon()->set_reason(why);
   for (const int rank : replica.ranks) {
@@ -178,32 +232,16 @@ void Engine::lose(Replica& replica, Clock::time_point now) {
       queue_.insert(sequence);
       continue;
     }
-    fail(sequence, replica.loss->code, why + "; send it again", now);
+    fail(sequence, code, why + "; send it again", now, ", a consequence");
   }
 }
 
-v1::ClusterHealth Engine::health() const {
+v1::ClusterHealth Engine::health(Clock::time_point now) const {
+  v1::ClusterHealth health = roster_.health(now);
   const std::lock_guard lock(mutex_);
-  std::map<const Replica*, bool> whole;
-  v1::ClusterHealth health;
-  for (const auto& [number, rank] : ranks_) {
-    v1::RankHealth& state = *health.add_ranks();
-    state.set_rank(number);
-    state.set_host(rank.host);
-    state.set_micro_batch(rank.micro_batch);
-    const bool lost = rank.replica != nullptr && !rank.replica->scheduler;
-    state.set_state(rank.dead                 ? "dead"
-                    : rank.suspected          ? "suspected"
-                    : rank.replica == nullptr ? "spare"
-                    : lost                    ? "abandoned"
-                                              : "serving");
-    if (rank.replica == nullptr) continue;
-    const bool good = !lost && !rank.dead && !rank.suspected;
-    whole.try_emplace(rank.replica, true).first->second &= good;
-  }
-  const bool any_whole =
-      std::any_of(whole.begin(), whole.end(), [](const auto& replica) { return replica.second; });
-  health.set_serving(any_whole && !draining_ && stop_reason_.empty());
+  if (!drain_reason_.empty()) health.set_state("draining");
+  if (!stop_reason_.empty()) health.set_state("ended");
+  if (!drain_reason_.empty() || !stop_reason_.empty()) health.set_serving(false);
   return health;
 }
 

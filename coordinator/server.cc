@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "coordinator/server.h"
 
-#include <fcntl.h>
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/health_check_service_interface.h>
 #include <netdb.h>
@@ -11,11 +10,12 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <cstdio>
 #include <cstring>
 #include <fstream>
 #include <iterator>
+#include <optional>
 
+#include "coordinator/private_file.h"
 #include "kernels/base/error.h"
 
 namespace trireme {
@@ -165,7 +165,10 @@ Server::Server(const ServerOptions& options, Service& service)
   // Whoever waits for the file must not find that of the server before.
   if (!options_.address_file.empty()) unlink(options_.address_file.c_str());
 
-  service.set_health_listener([this](bool serving) {
+  // gRPC tells its watchers again what they know, so only changes are said.
+  service.set_health_listener([this, said = std::optional<bool>()](bool serving) mutable {
+    if (said == serving) return;
+    said = serving;
     grpc::HealthCheckServiceInterface& health = *server_->GetHealthCheckService();
     health.SetServingStatus(serving);
     for (const char* name : {"trireme.v1.Inference", "trireme.v1.Cluster"}) {
@@ -179,20 +182,7 @@ Server::~Server() { shutdown(std::chrono::milliseconds(0)); }
 
 void Server::publish_address() const {
   if (options_.address_file.empty()) return;
-  const std::string& path = options_.address_file;
-  const std::string temporary = path + "." + std::to_string(getpid());
-  const std::string line = address_ + "\n";
-  unlink(temporary.c_str());
-  const int fd = open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-  const bool written =
-      fd >= 0 && write(fd, line.data(), line.size()) == static_cast<ssize_t>(line.size());
-  int error = errno;
-  if (fd >= 0) close(fd);
-  if (written && rename(temporary.c_str(), path.c_str()) == 0) return;
-  if (written) error = errno;
-  unlink(temporary.c_str());
-  throw Error(Code::kFailedPrecondition,
-              "cannot write --address_file " + path + ": " + std::strerror(error));
+  write_private_file(options_.address_file, address_ + "\n", "--address_file");
 }
 
 void Server::shutdown(std::chrono::milliseconds grace) {

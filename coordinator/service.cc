@@ -222,11 +222,12 @@ void Service::set_drain_listener(std::function<void()> listener) {
 
 // ---- the server's life ----
 
-void Service::announce(const Topology& topology, const Placement& placement) {
+void Service::announce(const Topology& topology, const Placement& placement, const Engine& engine) {
   {
     const std::lock_guard lock(mutex_);
     topology_ = topology;
     placement_ = placement;
+    engine_ = &engine;
   }
   refresh_health();
 }
@@ -239,14 +240,14 @@ void Service::start_serving(const ServedModel& model, Engine& engine) {
   refresh_health();
 }
 
-void Service::drain() {
+void Service::drain(const std::string& reason) {
   Engine* engine = nullptr;
   {
     const std::lock_guard lock(mutex_);
     draining_ = true;
     if (serving_) engine = &serving_->engine;
   }
-  if (engine != nullptr) engine->drain();
+  if (engine != nullptr) engine->drain(reason);
   refresh_health();
 }
 
@@ -284,17 +285,17 @@ void Service::require_placed() const {
 v1::ClusterHealth Service::health() const {
   const std::lock_guard lock(mutex_);
   v1::ClusterHealth health;
-  if (serving_) {
-    health = serving_->engine.health();
-    if (draining_) health.set_serving(false);
-    return health;
-  }
-  if (!topology_) return health;
-  for (const RankInfo& info : topology_->ranks()) {
-    v1::RankHealth& rank = *health.add_ranks();
-    rank.set_rank(info.rank());
-    rank.set_host(info.host());
-    rank.set_state("loading");
+  health.set_state("starting");
+  if (engine_ == nullptr) return health;
+  health = engine_->health();
+  if (!serving_) {
+    health.set_serving(false);
+    if (health.state() == "serving") health.set_state("loading");
+    for (v1::RankHealth& rank : *health.mutable_ranks()) {
+      if (rank.state() == "serving") rank.set_state("loading");
+    }
+  } else if (draining_) {
+    health.set_serving(false);
   }
   return health;
 }

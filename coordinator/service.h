@@ -37,13 +37,15 @@ class Service {
   void set_drain_listener(std::function<void()> listener);
 
   // The placement is known; the weights are not loaded yet.
-  void announce(const Topology& topology, const Placement& placement);
+  // The engine, not started yet, tells how the ranks are. It must outlive the server.
+  void announce(const Topology& topology, const Placement& placement, const Engine& engine);
   // Takes requests from now on. Model and engine must outlive the server.
   void start_serving(const ServedModel& model, Engine& engine);
   // The engine's health may have changed. Any thread.
   void refresh_health();
-  // No more requests; health says NOT_SERVING. What runs goes on.
-  void drain();
+  // No more requests, which clients are told with this reason; health says NOT_SERVING. What runs
+  // goes on.
+  void drain(const std::string& reason);
   // Ends the WatchHealth streams, and waits until every stream has sent its status. False: some had
   // not when the time was up.
   bool close_streams(std::chrono::milliseconds timeout);
@@ -89,6 +91,7 @@ class Service {
   // Guarded by mutex_. topology_, placement_ and serving_ never change once they are set.
   std::optional<Topology> topology_;
   std::optional<Placement> placement_;
+  const Engine* engine_ = nullptr;  // set with them
   std::optional<Serving> serving_;
   bool draining_ = false;
   std::unordered_map<std::string, Running> running_;

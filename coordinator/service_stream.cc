@@ -6,21 +6,6 @@
 #include <utility>
 
 namespace trireme {
-namespace {
-
-// Progress of a rank is not a change of health.
-bool same_states(const v1::ClusterHealth& a, const v1::ClusterHealth& b) {
-  if (a.serving() != b.serving() || a.ranks_size() != b.ranks_size()) return false;
-  for (int i = 0; i < a.ranks_size(); ++i) {
-    if (a.ranks(i).rank() != b.ranks(i).rank() || a.ranks(i).state() != b.ranks(i).state()) {
-      return false;
-    }
-  }
-  return true;
-}
-
-}  // namespace
-
 void OpenStreams::enter() {
   std::lock_guard lock(mutex_);
   ++count_;
@@ -103,9 +88,8 @@ bool ReplyStream::take(v1::GenerateReply& reply) {
 
 void HealthStream::update(const v1::ClusterHealth& health) {
   std::unique_lock lock(mutex_);
-  if (closed_ || (any_ && same_states(latest_, health))) return;
+  if (closed_) return;
   latest_ = health;
-  any_ = true;
   pending_ = true;
   pump(lock);
 }

@@ -187,7 +187,6 @@ class HealthStream final : public StreamWriter<v1::ClusterHealth> {
  public:
   using StreamWriter::StreamWriter;
 
-  // Sends `health` if it says anything else than the last one did.
   void update(const v1::ClusterHealth& health);
 
  private:
@@ -196,7 +195,6 @@ class HealthStream final : public StreamWriter<v1::ClusterHealth> {
   // Guarded by mutex_.
   v1::ClusterHealth latest_;
   bool pending_ = false;
-  bool any_ = false;
 };
 
 }  // namespace trireme

@@ -4,76 +4,28 @@
 #include <grpcpp/grpcpp.h>
 #include <unistd.h>
 
-#include <cerrno>
 #include <chrono>
-#include <cstring>
 #include <deque>
-#include <fstream>
 #include <iostream>
-#include <iterator>
 
-#include "coordinator/auth.h"
 #include "kernels/base/error.h"
+#include "launch/client.h"
 #include "launch/stop_signal.h"
 #include "proto/inference.grpc.pb.h"
 
 namespace trireme {
 namespace {
 
-constexpr std::chrono::seconds kConnectTime{5};
 // How soon Ctrl-C is looked at while an answer comes.
 constexpr std::chrono::milliseconds kSignalPoll{50};
-
-std::string read_file(const std::string& path, const std::string& flag) {
-  std::ifstream file(path, std::ios::binary);
-  std::string text{std::istreambuf_iterator<char>(file), {}};
-  if (!file || text.empty()) {
-    throw Error(Code::kNotFound, "cannot read " + flag + " " + path + ": " +
-                                     (file ? "it is empty" : std::strerror(errno)));
-  }
-  return text;
-}
-
-std::shared_ptr<grpc::ChannelCredentials> make_credentials(const ChatFlags& flags) {
-  if (flags.tls_ca.empty()) return grpc::InsecureChannelCredentials();
-  grpc::SslCredentialsOptions ssl;
-  ssl.pem_root_certs = read_file(flags.tls_ca, "--tls_ca");
-  return grpc::SslCredentials(ssl);
-}
-
-[[noreturn]] void throw_status(const grpc::Status& status) {
-  Code code = Code::kInternal;
-  switch (status.error_code()) {
-    // What the server lacks is no mistake in this command's options.
-    case grpc::StatusCode::FAILED_PRECONDITION: code = Code::kUnavailable; break;
-    case grpc::StatusCode::UNKNOWN:
-    case grpc::StatusCode::ABORTED:
-    case grpc::StatusCode::DATA_LOSS: break;
-    default: code = static_cast<Code>(status.error_code());
-  }
-  throw Error(code, "the server did not answer: " + status.error_message());
-}
-
-// What a model says may hold bytes that command a terminal.
-std::string for_terminal(std::string text) {
-  std::erase_if(text,
-                [](char c) { return (c >= 0 && c < ' ' && c != '\n' && c != '\t') || c == 0x7f; });
-  return text;
-}
 
 class Client {
  public:
   Client(const ChatFlags& flags, StopSignal& stop)
       : flags_(flags), stop_(stop), terminal_(isatty(STDOUT_FILENO) == 1) {
-    if (!flags.token_file.empty()) token_ = read_token_file(flags.token_file);
-    const auto channel = grpc::CreateChannel(flags.server, make_credentials(flags));
-    if (!channel->WaitForConnected(std::chrono::system_clock::now() + kConnectTime)) {
-      throw Error(Code::kUnavailable,
-                  "cannot reach a server at " + flags.server +
-                      (flags.tls_ca.empty() ? "" : " by TLS") +
-                      "; start one with: trireme serve --model PATH, or name it with --server" +
-                      (flags.tls_ca.empty() ? " (and --tls_ca if it uses TLS)" : ""));
-    }
+    token_ = token_of(flags);
+    const auto channel = make_channel(flags);
+    wait_connected(*channel, flags);
     stub_ = v1::Inference::NewStub(channel);
     if (!flags.system.empty()) add_turn("system", flags.system);
     if (!flags.tools_file.empty()) request_.set_tools_json(read_file(flags.tools_file, "--tools"));
@@ -127,7 +79,7 @@ class Client {
     if (flags_.temperature) request_.mutable_sampling()->set_temperature(*flags_.temperature);
     if (flags_.seed) request_.mutable_sampling()->set_seed(*flags_.seed);
     grpc::ClientContext context;
-    if (!token_.empty()) context.AddMetadata("authorization", "Bearer " + token_);
+    add_token(context, token_);
     grpc::CompletionQueue queue;
     const auto reader = stub_->AsyncChat(&context, request_, &queue, nullptr);
     v1::GenerateReply reply;

@@ -18,6 +18,7 @@ namespace trireme {
 namespace {
 
 constexpr std::chrono::milliseconds kPollInterval{2};
+constexpr std::chrono::milliseconds kTellInterval{500};
 
 void choose_dtypes(const PlacementFlags& flags, const ModelSpec& model, PlacementOptions& options) {
   const std::string& name = flags.dtype.empty() ? model.checkpoint_dtype() : flags.dtype;
@@ -101,6 +102,10 @@ Job::Job(const Options& options) : state_(std::make_unique<State>()) {
   }
   s.chat_format = make_chat_format(s.flags.model, s.model.family(), s.model.bos_id(), *s.tokenizer);
   s.placement = choose_placement(s.flags, s.workers->topology(), s.model);
+  EngineOptions engine;
+  engine.max_queue = s.max_queue;
+  s.engine =
+      std::make_unique<Engine>(s.workers->topology(), s.placement, s.workers->channel(), engine);
 }
 
 Job::~Job() {
@@ -134,9 +139,17 @@ void Job::State::assign(const Loading& loading) {
 
 void Job::load(const std::function<bool()>& stop_requested, std::function<void()> on_health) {
   State& s = *state_;
-  Loading loading(s.workers->topology(), s.placement, s.flags.verify_checkpoint);
+  Loading loading(s.workers->topology(), s.placement, s.flags.verify_checkpoint,
+                  s.engine->roster());
   s.assign(loading);
+  Clock::time_point told;
   while (!loading.done()) {
+    // Clients that watch see the load go on.
+    if (const auto now = Clock::now(); now - told >= kTellInterval) {
+      told = now;
+      s.engine->roster().states_changed(now);  // says it in the log
+      if (on_health) on_health();
+    }
     if (stop_requested()) throw Error(Code::kCancelled, "stopped by a signal while loading");
     const auto event = s.workers->channel().poll();
     if (event) {
@@ -147,10 +160,6 @@ void Job::load(const std::function<bool()>& stop_requested, std::function<void()
     loading.tick();
   }
   loading.finish();
-  EngineOptions options;
-  options.max_queue = s.max_queue;
-  s.engine =
-      std::make_unique<Engine>(s.workers->topology(), s.placement, s.workers->channel(), options);
   s.engine->set_health_listener(std::move(on_health));
   s.engine->start();
 }

@@ -35,7 +35,7 @@ class Job {
   const Placement& placement() const;
   const Tokenizer& tokenizer() const;
   const ChatFormat& chat_format() const;
-  Engine& engine();  // REQUIRES: load() returned
+  Engine& engine();  // which load() starts
 
  private:
   struct State;

@@ -5,7 +5,6 @@
 
 #include <cstdio>
 
-#include "kernels/base/error.h"
 #include "kernels/base/log.h"
 #include "topology/topology.h"
 
@@ -36,8 +35,9 @@ std::string number(const char* format, double value) {
 
 }  // namespace
 
-Loading::Loading(const Topology& topology, const Placement& placement, bool verify)
+Loading::Loading(const Topology& topology, const Placement& placement, bool verify, Roster& roster)
     : verify_(verify),
+      roster_(roster),
       check_(loading_ranks(topology, placement)),
       display_(
           verify ? "loading and verifying" : "loading", isatty(STDERR_FILENO) == 1,
@@ -53,20 +53,26 @@ Loading::Loading(const Topology& topology, const Placement& placement, bool veri
 std::vector<int> Loading::node_of(int rank) const { return nodes_.at(host_of_.at(rank)).ranks; }
 
 void Loading::handle(const ChannelEvent& event) {
-  const std::string who = "rank " + std::to_string(event.rank);
+  roster_.hear(event, Clock::now());
   if (event.kind == ChannelEvent::Kind::kClosed) {
-    throw Error(Code::kUnavailable, "cannot load: " + who + " ended: " + event.reason);
+    fail(event.rank, Code::kUnavailable, " is lost: " + event.reason);
   }
   if (event.kind != ChannelEvent::Kind::kMessage) return;
   const FromWorker& message = event.message;
   if (message.has_failed()) {
-    throw Error(static_cast<Code>(message.failed().code()),
-                "cannot load: " + who + ": " + message.failed().message());
+    const Failed& failed = message.failed();
+    fail(event.rank, static_cast<Code>(failed.code()), " failed: " + failed.message());
   }
   if (!waiting_.contains(event.rank)) return;
   if (message.has_progress()) display_.update(event.rank, message.progress());
   if (message.has_digests()) check_.add(event.rank, message.digests());
   if (message.has_ready()) take_ready(event.rank, message.ready());
+}
+
+void Loading::fail(int rank, Code code, const std::string& why) {
+  const std::string line = roster_.name(rank) + why;
+  roster_.note_failure(rank, line, Clock::now());
+  throw Error(code, "cannot load: " + line);
 }
 
 void Loading::take_ready(int rank, const Ready& ready) {
@@ -75,10 +81,10 @@ void Loading::take_ready(int rank, const Ready& ready) {
   Node& node = nodes_.at(host_of_.at(rank));
   node.bytes_read += ready.bytes_read();
   node.bytes_needed = ready.node_bytes();
-  log_info("rank " + std::to_string(rank) + " ready: read " + format_bytes(ready.bytes_read()) +
-           ", weights " + format_bytes(ready.weight_bytes()) + ", KV " +
-           format_bytes(ready.kv_bytes()) + ", activations " +
-           format_bytes(ready.activation_bytes()) + ", " + number("%.1f s", ready.load_s()));
+  log_info(roster_.name(rank) + " ready: read " + format_bytes(ready.bytes_read()) + ", weights " +
+           format_bytes(ready.weight_bytes()) + ", KV " + format_bytes(ready.kv_bytes()) +
+           ", activations " + format_bytes(ready.activation_bytes()) + ", " +
+           number("%.1f s", ready.load_s()));
 }
 
 void Loading::tick() { display_.tick(Clock::now()); }

@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "coordinator/roster.h"
+#include "kernels/base/error.h"
 #include "launch/load_display.h"
 #include "launch/weight_check.h"
 #include "proto/cluster.pb.h"
@@ -18,7 +20,8 @@ class Loading {
  public:
   // The ranks of the placement begin; progress goes to stderr. verify: every host is to digest all
   // weights, also those that none of its ranks needs.
-  Loading(const Topology& topology, const Placement& placement, bool verify);
+  // roster hears of every event, and of who failed; it outlives this.
+  Loading(const Topology& topology, const Placement& placement, bool verify, Roster& roster);
 
   // Ranks of the placement on the same host as `rank`, ascending: they read together.
   std::vector<int> node_of(int rank) const;
@@ -39,7 +42,10 @@ class Loading {
   };
   void take_ready(int rank, const Ready& ready);
 
+  [[noreturn]] void fail(int rank, Code code, const std::string& why);
+
   const bool verify_;
+  Roster& roster_;
   std::map<int, std::string> host_of_;
   std::map<std::string, Node> nodes_;
   std::set<int> waiting_;

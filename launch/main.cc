@@ -4,6 +4,8 @@
 #include <csignal>
 #include <cstdio>
 #include <iostream>
+#include <optional>
+#include <string>
 #include <thread>
 
 #include "kernels/base/error.h"
@@ -12,6 +14,8 @@
 #include "launch/job.h"
 #include "launch/options.h"
 #include "launch/serve.h"
+#include "launch/status_file.h"
+#include "launch/top.h"
 #include "topology/device_map.h"
 
 namespace trireme {
@@ -43,13 +47,19 @@ int work(const Options& options) {
   return run_worker(options);
 }
 
-int run(const Options& options) {
+// `result`: what came of a service that was asked to end.
+int run(const Options& options, std::optional<StatusFile>& status_file, std::string& result) {
   const bool leads = options.launch.rank == 0;
   switch (options.command) {
-    case Options::Command::kServe: return leads ? serve(options) : work(options);
+    case Options::Command::kServe:
+      if (!leads) return work(options);
+      status_file.emplace(options.serve.status_file);
+      result = serve(options, *status_file);
+      return 0;
     case Options::Command::kGenerate: return leads ? generate(options) : work(options);
     case Options::Command::kPlan: return leads ? plan(options) : work(options);
     case Options::Command::kChat: return leads ? chat(options.chat) : 0;
+    case Options::Command::kTop: return leads ? top(options.top) : 0;
     case Options::Command::kNone: return 0;
   }
   return 0;
@@ -73,16 +83,21 @@ int main(int argc, char** argv) {
   using namespace trireme;
   int status = kFailure;
   bool parsed = false;
+  std::optional<StatusFile> status_file;
+  std::string result;
   try {
     const Options options = parse_options(argc, argv);
     parsed = true;
-    status = run(options);
+    status = run(options, status_file, result);
   } catch (const Error& error) {
     if (!parsed) leave_the_word_to_rank_0();
+    result = error.what();
     std::fprintf(stderr, "trireme: %s\n", error.what());
     status = exit_status(error.code());
   } catch (const std::exception& error) {
-    std::fprintf(stderr, "trireme: a bug, or no memory: %s\n", error.what());
+    result = std::string("a bug, or no memory: ") + error.what();
+    std::fprintf(stderr, "trireme: %s\n", result.c_str());
   }
+  if (status_file) status_file->end(status, result);
   return finish_process(status);
 }

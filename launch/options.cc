@@ -48,8 +48,8 @@ constexpr const char* kServeExamples = R"(Examples:
   trireme serve --model PATH --listen 0.0.0.0:50051 --tls_cert c.pem --tls_key k.pem --token_file token
   mpirun -n 5 trireme serve --model PATH --pp 2 --tp 2
 
-Ends on SIGTERM or Ctrl-C: takes no more requests, lets those that run finish for up to 30 s. A second
-signal ends it at once.)";
+Ends on SIGTERM or Ctrl-C: takes no more requests, lets those that run finish for up to --drain_limit.
+A second signal ends it at once.)";
 
 constexpr const char* kGenerateExamples = R"(Examples:
   trireme generate --model PATH --prompt "Once upon a time" --max_tokens 50
@@ -66,6 +66,13 @@ constexpr const char* kChatExamples = R"(Examples:
   trireme chat "What is the capital of France?"
   trireme chat                                      a conversation: Ctrl-C stops an answer, /quit ends
   trireme chat --server unix:/run/user/1000/trireme.sock --system "Answer in one sentence.")";
+
+constexpr const char* kTopExamples = R"(Examples:
+  trireme top                                       live, on a terminal; q ends it
+  trireme top --server node17:50051 --once          once; so it is, too, where the output is no terminal
+  trireme top --json | jq .health.ranks             a line at every change
+
+A rank is suspected when it was silent for 2 s, or does not move for 10 s though nobody keeps it waiting.)";
 
 [[noreturn]] void bad_value(const std::string& flag, const std::string& text,
                             const std::string& allowed) {
@@ -162,6 +169,14 @@ std::string dtype_or_file(const std::string& value) {
   return value + " is neither fp32, bf16 or fp16 nor a file";
 }
 
+// Reads a duration into `value`, which may be an optional.
+template <class Value>
+CLI::Option* add_duration(CLI::App& app, const std::string& name, Value& value,
+                          const std::string& help) {
+  return app.add_option_function<std::string>(
+      name, [&value, name](const std::string& text) { value = parse_duration(text, name); }, help);
+}
+
 void add_placement_flags(CLI::App& app, PlacementFlags& flags) {
   app.add_option("--model", flags.model, "Hugging Face directory or GGUF file (required)");
   app.add_option("--tp", flags.tp, "ranks that share each layer")->check(kPositive);
@@ -188,12 +203,8 @@ void add_placement_flags(CLI::App& app, PlacementFlags& flags) {
       ->check(kPositive);
   app.add_option("--threads", flags.threads, "of each CPU rank; 0: its share of the node's cores")
       ->check(CLI::NonNegativeNumber);
-  app.add_option_function<std::string>(
-         "--start_timeout",
-         [&flags](const std::string& text) {
-           flags.start_timeout = parse_duration(text, "--start_timeout");
-         },
-         "of each step before the load, in which every rank must take part, such as 30s")
+  add_duration(app, "--start_timeout", flags.start_timeout,
+               "of each step before the load, in which every rank must take part, such as 30s")
       ->default_str("60s");
   app.add_option("--isa", flags.isa, "CPU instructions to use, for tests (auto: the best)");
 }
@@ -203,7 +214,7 @@ void add_verify_flag(CLI::App& app, PlacementFlags& flags) {
                "read and digest every tensor on every host while loading, and compare");
 }
 
-CLI::App* add_serve(CLI::App& app, Options& options, std::string& dead_after) {
+CLI::App* add_serve(CLI::App& app, Options& options) {
   ServeFlags& flags = options.serve;
   CLI::App* const serve = app.add_subcommand("serve", "Serves a model over gRPC");
   add_placement_flags(*serve, options.placement);
@@ -221,10 +232,16 @@ CLI::App* add_serve(CLI::App& app, Options& options, std::string& dead_after) {
                     "clients must show a certificate of this CA, PEM");
   serve->add_flag("--allow_insecure", flags.allow_insecure,
                   "listen beyond this machine without TLS and token");
-  serve
-      ->add_option("--dead_after", dead_after,
-                   "silence after which a worker counts as dead, such as 10s")
+  add_duration(*serve, "--dead_after", flags.dead_after,
+               "silence after which a worker counts as dead, such as 10s")
       ->default_str("10s");
+  add_duration(*serve, "--drain_limit", flags.drain_limit,
+               "what running requests have when the end was asked for (default: 30s; with "
+               "--drain_before until just before the job's end)");
+  add_duration(*serve, "--drain_before", flags.drain_before,
+               "takes no more requests from so long before the end of the Slurm job, such as 2min");
+  serve->add_option("--status_file", flags.status_file,
+                    "gets what the job does, and how it ended, as JSON (launch/README.md)");
   serve->footer(kServeExamples);
   return serve;
 }
@@ -277,16 +294,31 @@ CLI::App* add_generate(CLI::App& app, Options& options, std::vector<std::string>
   return generate;
 }
 
+void add_client_flags(CLI::App& app, ClientFlags& flags) {
+  app.add_option("--server", flags.server, "HOST:PORT or unix:PATH")->capture_default_str();
+  app.add_option("--token_file", flags.token_file, "the server's token");
+  app.add_option("--tls_ca", flags.tls_ca, "use TLS; the server's CA or certificate, PEM");
+}
+
+CLI::App* add_top(CLI::App& app, TopFlags& flags) {
+  CLI::App* const top = app.add_subcommand("top", "Shows what every rank of a server is doing");
+  add_client_flags(*top, flags);
+  top->add_flag("--once", flags.once, "prints the state of now and ends");
+  top->add_flag("--json", flags.json, "a JSON object a line: at every change, or with --once one");
+  add_duration(*top, "--interval", flags.interval, "between two looks at the load, 100ms or more")
+      ->default_str("1s");
+  top->footer(kTopExamples);
+  return top;
+}
+
 CLI::App* add_chat(CLI::App& app, ChatFlags& flags) {
   CLI::App* const chat = app.add_subcommand("chat", "Asks a server, or talks with it");
   chat->add_option("text", flags.text, "one question; without it, a conversation");
-  chat->add_option("--server", flags.server, "HOST:PORT or unix:PATH")->capture_default_str();
+  add_client_flags(*chat, flags);
   chat->add_option("--system", flags.system, "system message");
   chat->add_option("--tools", flags.tools_file,
                    "a JSON file of functions that the model may call; in a conversation the line "
                    "after a call is its result");
-  chat->add_option("--token_file", flags.token_file, "the server's token");
-  chat->add_option("--tls_ca", flags.tls_ca, "use TLS; the server's CA or certificate, PEM");
   chat->add_option("--max_tokens", flags.max_tokens, "of each answer");
   chat->add_option("--temperature", flags.temperature, "0: greedy (default: the server's, 1)");
   chat->add_option("--seed", flags.seed, "the same seed draws the same answer")
@@ -357,64 +389,22 @@ void keep_flags(const CLI::App& app, Options& options) {
   }
 }
 
-// One launcher's way to say who we are; nullopt: it did not start us. local_name: the ranks on this
-// node.
-std::optional<LaunchInfo> launched_by(const char* size_name, const char* rank_name,
-                                      const char* local_name) {
-  const char* const size = std::getenv(size_name);
-  const char* const rank = std::getenv(rank_name);
-  if (size == nullptr || rank == nullptr) return std::nullopt;
-  LaunchInfo info;
-  info.under_launcher = true;
-  const auto number = [](const char* text, int& value) {
-    const std::string_view view(text);
-    const auto [stop, error] = std::from_chars(view.data(), view.data() + view.size(), value);
-    return error == std::errc() && stop == view.data() + view.size();
-  };
-  if (!number(size, info.num_ranks) || !number(rank, info.rank) || info.rank < 0 ||
-      info.rank >= info.num_ranks) {
-    throw Error(Code::kInvalidArgument, std::string("cannot tell which rank this is: found ") +
-                                            size_name + "=" + size + " and " + rank_name + "=" +
-                                            rank + "; start it by mpirun or srun, or unset them");
-  }
-  int local = 0;
-  const char* const local_size = std::getenv(local_name);
-  info.single_host = local_size != nullptr && number(local_size, local) && local == info.num_ranks;
-  return info;
-}
-
 }  // namespace
-
-LaunchInfo read_launch_info() {
-  if (const auto info = launched_by("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK",
-                                    "OMPI_COMM_WORLD_LOCAL_SIZE")) {
-    return *info;
-  }
-  if (const auto info = launched_by("PMI_SIZE", "PMI_RANK", "MPI_LOCALNRANKS")) return *info;
-  // Slurm sets its variables for batch scripts too, whose commands are not started by srun: only a
-  // PMIx rank says that this process is a task of a step.
-  if (std::getenv("PMIX_RANK") != nullptr) {
-    if (const auto info =
-            launched_by("SLURM_NTASKS", "SLURM_PROCID", "SLURM_STEP_TASKS_PER_NODE")) {
-      return *info;
-    }
-  }
-  return {};
-}
 
 Options parse_options(int argc, char** argv) {
   Options options;
   options.launch = read_launch_info();
-  std::string dead_after, help_for;
+  std::string help_for;
   std::vector<std::string> prompt_ids;
 
   CLI::App app(kAboutTrireme, "trireme");
   app.set_version_flag("--version", "trireme " TRIREME_VERSION);
   app.option_defaults()->always_capture_default();  // shown by --help, compared between ranks
   app.require_subcommand(0, 1);  // 0, so that a misspelt one is named before a missing one
-  const CLI::App* const serve = add_serve(app, options, dead_after);
+  const CLI::App* const serve = add_serve(app, options);
   const CLI::App* const generate = add_generate(app, options, prompt_ids);
   const CLI::App* const chat = add_chat(app, options.chat);
+  const CLI::App* const top = add_top(app, options.top);
   CLI::App* const plan = app.add_subcommand("plan", "Shows where a model would go");
   add_placement_flags(*plan, options.placement);
   plan->add_flag("--json", options.json, "as JSON, which --device_map reads");
@@ -429,10 +419,18 @@ Options parse_options(int argc, char** argv) {
   if (generate->parsed()) options.command = Options::Command::kGenerate;
   if (chat->parsed()) options.command = Options::Command::kChat;
   if (plan->parsed()) options.command = Options::Command::kPlan;
+  if (top->parsed()) options.command = Options::Command::kTop;
+  // https://no-color.org
+  const char* const no_color = std::getenv("NO_COLOR");
+  options.top.colour = no_color == nullptr || *no_color == '\0';
+  if (options.top.interval < milliseconds(100)) {
+    throw Error(Code::kInvalidArgument, "--interval: found " +
+                                            std::to_string(options.top.interval.count()) +
+                                            "ms, allowed: 100ms or more");
+  }
   for (const CLI::App* const one : {serve, generate, static_cast<const CLI::App*>(plan)}) {
     check_model(*one, options.placement);
   }
-  if (!dead_after.empty()) options.serve.dead_after = parse_duration(dead_after, "--dead_after");
   for (const std::string& ids : prompt_ids) options.generate.prompt_ids.push_back(parse_ids(ids));
   if (generate->parsed()) check_generate(options.generate);
   return options;

@@ -18,6 +18,8 @@ struct LaunchInfo {
   bool under_launcher = false;
   int rank = 0;
   bool single_host = false;  // all ranks are on this node; false where the launcher does not say
+  std::string slurm_job_id;  // empty: not in a Slurm job
+  std::optional<std::chrono::system_clock::time_point> slurm_job_end;
 };
 
 // Flags that every sub-command which places a model shares.
@@ -44,6 +46,11 @@ struct ServeFlags {
   std::string tls_cert, tls_key, tls_client_ca;
   bool allow_insecure = false;  // --allow_insecure: a non-loopback bind without TLS and token
   std::chrono::milliseconds dead_after{10000};
+  std::string status_file;  // what rank 0 does, for whoever started it
+  // What running requests have once the end was asked for. Default: 30 s, or until shortly before
+  // the job's end where that is the reason.
+  std::optional<std::chrono::milliseconds> drain_limit;
+  std::chrono::milliseconds drain_before{0};  // the job's end; 0: never
 };
 
 struct GenerateFlags {
@@ -69,26 +76,38 @@ struct GenerateFlags {
   bool json = false;
 };
 
-struct ChatFlags {
+// Where a server is, and what it asks for.
+struct ClientFlags {
   std::string server = "127.0.0.1:50051";
+  std::string token_file;
+  std::string tls_ca;
+};
+
+struct TopFlags : ClientFlags {
+  bool once = false;
+  bool json = false;
+  bool colour = true;  // of a terminal
+  std::chrono::milliseconds interval{1000};
+};
+
+struct ChatFlags : ClientFlags {
   std::string system;
   std::string text;  // one question, or empty for a conversation
   std::string tools_file;
-  std::string token_file;
-  std::string tls_ca;
   std::optional<int32_t> max_tokens;
   std::optional<double> temperature;
   std::optional<uint64_t> seed;
 };
 
 struct Options {
-  enum class Command { kServe, kGenerate, kChat, kPlan, kNone };
+  enum class Command { kServe, kGenerate, kChat, kPlan, kTop, kNone };
   Command command = Command::kNone;
   LaunchInfo launch;
   PlacementFlags placement;
   ServeFlags serve;
   GenerateFlags generate;
   ChatFlags chat;
+  TopFlags top;
   bool json = false;
   std::string sub_command;  // its name
   // Every flag of the sub-command with its value as text, the default where it was not given: what

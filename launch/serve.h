@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <string>
+
 #include "launch/options.h"
+#include "launch/status_file.h"
 
 namespace trireme {
 
-// Serves until a signal, a Drain call or the loss of the last replica ends it. Returns 0 when it
-// was asked to end; throws Error otherwise. REQUIRES: the process has no other thread yet.
-int serve(const Options& options);
+// Serves until a signal, a Drain call, the end of the Slurm job or the loss of the last replica
+// ends it. Returns what came of it when it was asked to end; throws Error otherwise. REQUIRES: the
+// process has no other thread yet.
+std::string serve(const Options& options, StatusFile& status_file);
 
 }  // namespace trireme

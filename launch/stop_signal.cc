@@ -29,13 +29,14 @@ StopSignal::~StopSignal() {
   close(pokes_);
 }
 
-StopSignal::Event StopSignal::wait(std::chrono::milliseconds timeout) {
-  pollfd watched[] = {{signals_, POLLIN, 0}, {pokes_, POLLIN, 0}};
+StopSignal::Event StopSignal::wait(std::chrono::milliseconds timeout, int file) {
+  pollfd watched[] = {{signals_, POLLIN, 0}, {pokes_, POLLIN, 0}, {file, POLLIN, 0}};
   // Interrupted is as good as timed out: callers look at their own clock.
-  if (poll(watched, 2, timeout.count() < 0 ? -1 : static_cast<int>(timeout.count())) <= 0) {
+  if (poll(watched, 3, timeout.count() < 0 ? -1 : static_cast<int>(timeout.count())) <= 0) {
     return Event::kTimeout;
   }
   if (take_signal()) return Event::kSignal;
+  if (watched[2].revents != 0) return Event::kReadable;
   uint64_t count = 0;
   return read(pokes_, &count, sizeof count) == sizeof count ? Event::kPoke : Event::kTimeout;
 }

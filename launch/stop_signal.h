@@ -13,9 +13,10 @@ class StopSignal {
   ~StopSignal();
   StopSignal(const StopSignal&) = delete;
 
-  enum class Event { kSignal, kPoke, kTimeout };
-  // The next event; pokes since the last wait count as one. Negative: waits for ever.
-  Event wait(std::chrono::milliseconds timeout);
+  enum class Event { kSignal, kPoke, kReadable, kTimeout };
+  // The next event; pokes since the last wait count as one. Negative: waits for ever. `file`: to be
+  // told, too, when it has something to read.
+  Event wait(std::chrono::milliseconds timeout, int file = -1);
   // Waits until there is something to read from `file`, or its end: true; or a signal came: false.
   bool wait_readable(int file);
   // True once for each signal.

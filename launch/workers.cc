@@ -86,7 +86,8 @@ class LocalWorkers : public Workers {
  private:
   void run(int rank, const Options& options) {
     const auto channel = make_local_worker_channel(hub_, rank);
-    const auto transport = make_local_transport(hub_, rank, channel->cancellation());
+    const auto transport =
+        make_local_transport(hub_, rank, channel->cancellation(), channel->progress());
     Worker(introduce(rank, options, ""), options.placement.model, *channel, *transport).run();
   }
 
@@ -219,7 +220,7 @@ int run_worker(const Options& options) try {
   mpi_job->gather(describe_place(), timeout);
   const ControlAddress address = ControlAddress::parse(mpi_job->broadcast("", timeout));
   const auto channel = connect_control(address, mpi_job->rank(), timeout, {});
-  const auto transport = mpi_job->make_transport(channel->cancellation());
+  const auto transport = mpi_job->make_transport(channel->cancellation(), channel->progress());
   const Hello hello = introduce(mpi_job->rank(), options, mpi_job->library_version());
   const int status = Worker(hello, options.placement.model, *channel, *transport).run();
   if (status != 0) mpi_job->abandon();

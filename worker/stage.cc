@@ -152,8 +152,10 @@ uint64_t Stage::activation_bytes() const {
 }
 
 void Stage::embed(Tensor x) {
+  begin(OPERATION_EMBED);
   backend_.embed(x, batch_.view().token_ids, weights_.embedding, shard().vocab().begin());
   // Each id is a row of exactly one rank and zero on the others.
+  begin(OPERATION_ALL_REDUCE);
   group_->all_reduce_sum(x);
   if (assign_.model().embedding_scale() > 0) {
     backend_.scale(x, embedding_scale(assign_.model(), weights_.embedding.dtype));
@@ -165,17 +167,20 @@ void Stage::embed(Tensor x) {
 void Stage::receive(Tensor x) {
   const ReplicaSpec& replica = assign_.placement().replicas(assign_.replica());
   const int senders = replica.stages(assign_.stage() - 1).shards_size();
+  begin(OPERATION_RECEIVE);
   if (senders == group_->size()) {
     replica_->recv(x, first_of_previous_ + assign_.tp_rank());
     return;
   }
   if (assign_.tp_rank() == 0) replica_->recv(x, first_of_previous_);
+  begin(OPERATION_BROADCAST);
   group_->broadcast(x, 0);
 }
 
 void Stage::hand_on(Tensor x) {
   const ReplicaSpec& replica = assign_.placement().replicas(assign_.replica());
   const int receivers = replica.stages(assign_.stage() + 1).shards_size();
+  begin(OPERATION_SEND);
   if (receivers == group_->size()) {
     replica_->send(x, first_of_next_ + assign_.tp_rank());
   } else if (assign_.tp_rank() == 0) {
@@ -210,6 +215,7 @@ const float* Stage::logits(Tensor x, const int32_t* rows, int64_t count) {
   const Tensor gathered(head_rows_.data(), DType::kF32, count, x.cols);
   const Tensor normed(head_normed_.data(), activation_dtype(head.dtype), count, x.cols);
   const Tensor local(head_local_.data(), DType::kF32, count, length(shard().vocab()));
+  begin(OPERATION_HEAD);
   backend_.gather_rows(gathered, x, rows);
   backend_.rms_norm(normed, gathered, static_cast<const float*>(weights_.final_norm.data()),
                     static_cast<float>(model.norm_eps()));
@@ -220,6 +226,7 @@ const float* Stage::logits(Tensor x, const int32_t* rows, int64_t count) {
   const void* all = local.data;
   if (group_->size() > 1) {
     const Tensor joined(head_.data(), DType::kF32, count, model.vocab_size());
+    begin(OPERATION_GATHER);
     group_->gather_columns(joined, local, vocab_cols_, 0);
     all = joined.data;
   }
@@ -236,6 +243,7 @@ void Stage::sample(const MicroBatch& batch, Tensor x, MicroBatchResult& result) 
   if (count == 0) return;
   const float* row = logits(x, batch_.sample_rows(), count);
   if (row == nullptr) return;
+  begin(OPERATION_SAMPLE);
   const auto vocab = static_cast<size_t>(assign_.model().vocab_size());
   for (const SequenceChunk& chunk : batch.chunks()) {
     if (!chunk.sample()) continue;

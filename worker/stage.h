@@ -65,6 +65,9 @@ class Stage {
   void sample(const MicroBatch& batch, Tensor x, MicroBatchResult& result);
   void report_all(const MicroBatch& batch, Tensor x);
 
+  // Tells the rank's heartbeats.
+  void begin(Operation operation) { replica_->progress().begin(operation); }
+
   const Assign assign_;
   Backend& backend_;
   Weights weights_;

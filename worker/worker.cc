@@ -18,6 +18,7 @@ Worker::Worker(const Hello& hello, const std::string& model_path, WorkerChannel&
       links_(transport, channel.cancellation(), hello.info().rank()) {}
 
 int Worker::run() {
+  channel_.progress()->bind_thread();
   try {
     FromWorker hello;
     *hello.mutable_hello() = hello_;
@@ -58,8 +59,9 @@ bool Worker::handle(const ToWorker& message) {
       // A batch that was under way when its replica ended: its Abandon is in the queue behind it.
       if (!stage_ || channel_.cancellation().cancelled()) return true;
       try {
+        channel_.progress()->begin_batch(message.micro_batch().id());
         const MicroBatchResult result = stage_->run(message.micro_batch());
-        channel_.set_progress(result.id());
+        channel_.progress()->end_batch();
         if (stage_->reporter()) {
           FromWorker reply;
           *reply.mutable_result() = result;
@@ -73,6 +75,7 @@ bool Worker::handle(const ToWorker& message) {
       // The stage's groups hold a dead rank: the stage goes; a new assignment makes the next one.
       stage_.reset();
       channel_.cancellation().reset();
+      channel_.progress()->drop_batch();
       return true;
     case ToWorker::kShutdown: return false;
     case ToWorker::KIND_NOT_SET: break;
@@ -84,17 +87,20 @@ bool Worker::handle(const ToWorker& message) {
 void Worker::load(const Assign& assign) {
   const auto start = std::chrono::steady_clock::now();
   check_assignment(assign);
+  channel_.progress()->begin(OPERATION_LOAD);
   stage_.reset();
   backend_ = make_backend({.device = "cpu", .threads = assign.threads(), .isa = assign.isa()});
   const std::unique_ptr<Checkpoint> checkpoint = Checkpoint::open(model_path_);
   stage_.emplace(assign, *checkpoint, *backend_, transport_, [&](const LoadProgress& progress) {
     channel_.cancellation().throw_if_cancelled();
+    channel_.progress()->step();
     FromWorker message;
     *message.mutable_progress() = progress;
     channel_.send(message);
   });
   send_digests(stage_->take_digests());
 
+  channel_.progress()->begin(OPERATION_IDLE);
   FromWorker message;
   Ready& ready = *message.mutable_ready();
   ready.set_weight_bytes(stage_->weight_bytes());
@@ -119,10 +125,20 @@ void Worker::send_digests(const TensorDigests& digests) {
 }
 
 void Worker::report_failure(Code code, const std::string& what) {
-  log_error(what);
+  // Nothing here ends for want of a peer or of the coordinator unless that ended first.
+  const bool follows = code == Code::kUnavailable || code == Code::kCancelled;
+  if (follows) {
+    log_warn("a consequence: " + what);
+  } else {
+    log_error(what);
+  }
   FromWorker message;
-  message.mutable_failed()->set_code(static_cast<int32_t>(code));
-  message.mutable_failed()->set_message(what);
+  Failed& failed = *message.mutable_failed();
+  failed.set_code(static_cast<int32_t>(code));
+  failed.set_message(what);
+  if (follows) {
+    for (const int32_t peer : channel_.progress()->waiting_for()) failed.add_waiting_for(peer);
+  }
   try {
     channel_.send(message);
   } catch (const Error&) {

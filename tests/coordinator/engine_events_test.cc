@@ -68,13 +68,61 @@ TEST_F(EngineTest, ADeathIsTheCauseOfAPeersReportInTheSameTurn) {
     turn();
     EXPECT_EQ(engine_->lost_reason(), "rank 1 (host a, stage 0) is lost: killed");
   }
-  // Alone, it is all that is known.
+}
+
+TEST_F(EngineTest, AReportOfALostPeerWaitsForThatPeersEnd) {
+  make(1);
+  auto sink = submit("r");
+  turn();
+  answer_all(7);
+  channel_.report_failed(2, Code::kUnavailable, "a peer is lost");
+  turn();
+  EXPECT_EQ(engine_->lost_reason(), "");
+  now_ += std::chrono::milliseconds(50);
+  channel_.report(1, ChannelEvent::Kind::kClosed, "killed");
+  turn();
+  EXPECT_EQ(engine_->lost_reason(), "rank 1 (host a, stage 0) is lost: killed");
+  EXPECT_EQ(sink->end, "UNAVAILABLE");
+  EXPECT_EQ(engine_->health(now_).first_failure().find("first failure: rank 1 "), 0u);
+
+  // For a while; alone, it is all that is known.
   make(1);
   channel_.report_failed(2, Code::kUnavailable, "a peer is lost");
   turn();
-  channel_.report(1, ChannelEvent::Kind::kClosed, "killed");
+  now_ += std::chrono::milliseconds(500);
   turn();
   EXPECT_EQ(engine_->lost_reason(), "rank 2 (host b, stage 1) failed: a peer is lost");
+
+  // But for whom it says that it has lost.
+  make(1);
+  ChannelEvent event{2, ChannelEvent::Kind::kMessage, {}, ""};
+  event.message.mutable_failed()->set_code(static_cast<int>(Code::kUnavailable));
+  event.message.mutable_failed()->set_message("cannot receive");
+  for (const int rank : {99, 1}) event.message.mutable_failed()->add_waiting_for(rank);
+  channel_.report(event);
+  turn();
+  now_ += std::chrono::milliseconds(500);
+  turn();
+  EXPECT_EQ(engine_->lost_reason(),
+            "rank 1 (host a, stage 0) cannot be reached: rank 2 (host b, stage 1) failed: cannot "
+            "receive");
+}
+
+TEST_F(EngineTest, HealthIsToldAgainWhileSomethingIsInWork) {
+  const auto calls = std::make_shared<int>(0);  // the engine outlives this function
+  engine_->set_health_listener([calls] { ++*calls; });
+  const auto beat = [&](uint64_t current) {
+    now_ += std::chrono::milliseconds(200);
+    ChannelEvent event{1, ChannelEvent::Kind::kMessage, {}, ""};
+    event.message.mutable_heartbeat()->set_current(current);
+    channel_.report(event);
+    turn();
+  };
+  for (int i = 0; i < 50; ++i) beat(0);
+  EXPECT_EQ(*calls, 0);
+  for (int i = 0; i < 50; ++i) beat(3);
+  EXPECT_GE(*calls, 15);  // twice in a second, of ten
+  EXPECT_LE(*calls, 21);
 }
 
 TEST_F(EngineTest, ARequestWithoutATokenMovesOnce) {

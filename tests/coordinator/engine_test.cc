@@ -268,8 +268,8 @@ TEST_F(EngineTest, DrainTakesNoMoreAndLetsTheRestEnd) {
   turn();
   const auto calls = std::make_shared<int>(0);  // the engine outlives this function
   engine_->set_health_listener([calls] { ++*calls; });
-  engine_->drain();
-  expect_error(Code::kUnavailable, "drains", [&] { submit("more"); });
+  engine_->drain("the server ends at noon");
+  expect_error(Code::kUnavailable, "ends at noon", [&] { submit("more"); });
   turn();
   EXPECT_EQ(*calls, 1);
   EXPECT_FALSE(engine_->health().serving());

@@ -126,7 +126,7 @@ TEST(Server, HealthFollowsTheEngine) {
 TEST(Server, DrainIsNotServing) {
   Harness harness;
   EXPECT_EQ(health_of(harness, ""), 1);
-  harness.service_.drain();
+  harness.service_.drain("the server drains");
   EXPECT_EQ(health_of(harness, ""), 2);
 }
 

@@ -56,11 +56,11 @@ class Harness {
     options.server.listen = options.listen;
     options.server.has_token = !options.token.empty();
     server_ = std::make_unique<Server>(options.server, service_);
-    service_.announce(topology_, placement_);
     EngineOptions engine;
     engine.max_queue = options.max_queue;
     engine.log = false;
     engine_ = std::make_unique<Engine>(topology_, placement_, workers_, engine);
+    service_.announce(topology_, placement_, *engine_);
     engine_->set_health_listener([this] { service_.refresh_health(); });
     engine_->start();
     if (options.serve) start_serving();

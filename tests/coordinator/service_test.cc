@@ -477,7 +477,7 @@ TEST(Service, DrainLetsRunningRequestsEnd) {
   const auto reader = harness.stub_->Generate(&context, ids_request({1}, 60));
   v1::GenerateReply reply;
   ASSERT_TRUE(reader->Read(&reply));
-  harness.service_.drain();
+  harness.service_.drain("the server drains");
   EXPECT_EQ(generate(*harness.stub_, ids_request({1}, 3)).status.error_code(),
             StatusCode::UNAVAILABLE);
   const Seen seen = read_all(*reader);

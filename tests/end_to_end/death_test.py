@@ -61,10 +61,10 @@ class Deaths(unittest.TestCase):
         # With recovery mpirun's own status says nothing; rank 0's last words stand for its own, 1.
         self.assertTrue(status != 0 or recovery, log)
         self.assertRegex(server.last_word(), "^trireme: cannot go on: .*" + lost)
-        self.assertRegex(log, r"E \S+ engine_events.cc:\d+ replica 0 is lost: " + lost)
+        self.assertRegex(log, r"E \S+ engine_events.cc:\d+ a consequence: replica 0 is lost: " + lost)
         # The SIGTERM that mpirun sends to the others is a consequence of the death, not a wish.
-        self.assertNotIn("ending: no more requests", log)
-        # Only the first failure is told; what it does to the others is not.
+        self.assertNotIn(": no more requests", log)
+        # What it does to the others is marked as its consequence.
         self.assertEqual(len(re.findall(r"replica 0 is lost", log)), 1, log)
 
     def die(self, model, rank, recovery, working):
@@ -147,7 +147,7 @@ class Replicas(unittest.TestCase):
             self.assertEqual(read(server.inference.Chat(request, timeout=60)).ids, alone)
             os.kill(server.ranks()[0], signal.SIGTERM)
             server.wait()
-            self.assertIn("ending: no more requests", server.log())
+            self.assertIn(": no more requests", server.log())
 
 
 class Drain(unittest.TestCase):
@@ -158,7 +158,7 @@ class Drain(unittest.TestCase):
             alone = read(server.inference.Chat(request, timeout=60)).ids
             streams = [Stream(server.inference.Chat(request)).wait_begun() for _ in range(4)]
             os.kill(server.ranks()[0], signal.SIGTERM)
-            harness.wait_until(lambda: "ending: no more requests" in server.log(), 5, "the drain is said")
+            harness.wait_until(lambda: ": no more requests" in server.log(), 5, "the drain is said")
             code, _ = harness.refusal(server.inference.Chat, request)
             self.assertEqual(code, "UNAVAILABLE")
             for stream in streams:
@@ -171,7 +171,7 @@ class Drain(unittest.TestCase):
             stream = Stream(server.inference.Chat(
                 chat_request("Tell a very long story.", max_tokens=4000, ignore_eos=True))).wait_begun()
             os.kill(server.ranks()[0], signal.SIGTERM)
-            harness.wait_until(lambda: "ending: no more requests" in server.log(), 5, "the drain is said")
+            harness.wait_until(lambda: ": no more requests" in server.log(), 5, "the drain is said")
             os.kill(server.ranks()[0], signal.SIGTERM)
             self.assertEqual(server.wait(8), 0)
             self.assertEqual(stream.wait_end(5).error.code().name, "UNAVAILABLE")
@@ -181,7 +181,7 @@ class Drain(unittest.TestCase):
         with Server(harness.tiny_model(), ranks=3) as server:
             server.process.send_signal(signal.SIGTERM)
             server.wait(8)
-            self.assertIn("ending: no more requests", server.log())
+            self.assertIn(": no more requests", server.log())
 
 
 if __name__ == "__main__":

@@ -127,14 +127,14 @@ def wait_until(condition, seconds, what):
 class Job:
     """A command, alone or under mpirun, with all processes that come of it."""
 
-    def __init__(self, command):
+    def __init__(self, command, environment=None):
         self.mark = uuid.uuid4().hex
         self.folder = Path(tempfile.mkdtemp(prefix="trireme-test-"))
         self.out_path, self.log_path = self.folder / "stdout", self.folder / "stderr"
         with open(self.out_path, "wb") as out, open(self.log_path, "wb") as log:
             self.process = subprocess.Popen(
                 [part if isinstance(part, bytes) else str(part) for part in command], stdin=subprocess.DEVNULL, stdout=out, stderr=log,
-                env={**os.environ, MARK: self.mark}, start_new_session=True)
+                env={**os.environ, **(environment or {}), MARK: self.mark}, start_new_session=True)
 
     def __enter__(self):
         return self
@@ -194,14 +194,18 @@ def run(*arguments, ranks=1, seconds=60):
 class Server(Job):
     """`trireme serve`, ready to answer."""
 
-    def __init__(self, model, *options, ranks=3, recovery=False, listen="127.0.0.1:0", launcher=None):
-        """launcher: in place of mpirun."""
+    def __init__(self, model, *options, ranks=3, recovery=False, listen="127.0.0.1:0", environment=None,
+                 ready=True):
+        """ready=False: does not wait until it answers; the test calls wait_ready()."""
         self.address_file = Path(tempfile.mkdtemp(prefix="trireme-address-")) / "address"
-        if launcher is None:
-            launcher = mpirun(ranks, recovery) if ranks > 1 else []
+        launcher = mpirun(ranks, recovery) if ranks > 1 else []
         super().__init__([*launcher, BINARY, "serve", "--model", model, "--listen", listen,
-                          "--address_file", self.address_file, *options])
+                          "--address_file", self.address_file, *options], environment)
         self._channels = []
+        if ready:
+            self.wait_ready()
+
+    def wait_ready(self):
         try:
             wait_until(self._ready, START_S, "the server answers")
         except AssertionError as error:

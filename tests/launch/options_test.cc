@@ -34,7 +34,7 @@ class Environment {
     for (const char* name :
          {"OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "PMI_SIZE", "PMI_RANK", "PMIX_RANK",
           "SLURM_NTASKS", "SLURM_PROCID", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS",
-          "SLURM_STEP_TASKS_PER_NODE"}) {
+          "SLURM_STEP_TASKS_PER_NODE", "SLURM_JOB_ID", "SLURM_JOB_END_TIME"}) {
       unsetenv(name);
     }
   }
@@ -77,6 +77,12 @@ TEST(Options, Serve) {
                                  "--allow_insecure",
                                  "--dead_after",
                                  "2min",
+                                 "--drain_limit",
+                                 "90s",
+                                 "--drain_before",
+                                 "5min",
+                                 "--status_file",
+                                 "S",
                                  "--dtype",
                                  "bf16",
                                  "--max_sequences",
@@ -113,12 +119,17 @@ TEST(Options, Serve) {
   EXPECT_EQ(options.serve.tls_client_ca, "L");
   EXPECT_TRUE(options.serve.allow_insecure);
   EXPECT_EQ(options.serve.dead_after, std::chrono::minutes(2));
+  EXPECT_EQ(options.serve.drain_limit, std::chrono::seconds(90));
+  EXPECT_EQ(options.serve.drain_before, std::chrono::minutes(5));
+  EXPECT_EQ(options.serve.status_file, "S");
 }
 
 TEST(Options, ServeDefaults) {
   const Options options = parse({"serve", "--model", "M"});
   EXPECT_EQ(options.serve.listen, "127.0.0.1:50051");
   EXPECT_EQ(options.serve.dead_after, std::chrono::seconds(10));
+  EXPECT_FALSE(options.serve.drain_limit.has_value());
+  EXPECT_EQ(options.serve.drain_before, std::chrono::seconds(0));
   EXPECT_EQ(options.placement.device_map, "auto");
   EXPECT_FALSE(options.placement.tp.has_value());
   EXPECT_FALSE(options.placement.context.has_value());
@@ -206,6 +217,16 @@ TEST(Options, ChatAndPlan) {
   EXPECT_EQ(chat.chat.max_tokens, 3);
   EXPECT_EQ(parse({"chat"}).chat.text, "");
 
+  const Options top = parse({"top", "--server", "h:1", "--once", "--json", "--interval", "250ms",
+                             "--token_file", "T", "--tls_ca", "C"});
+  EXPECT_EQ(top.command, Options::Command::kTop);
+  EXPECT_EQ(top.top.server, "h:1");
+  EXPECT_EQ(top.top.token_file, "T");
+  EXPECT_EQ(top.top.tls_ca, "C");
+  EXPECT_EQ(top.top.interval, std::chrono::milliseconds(250));
+  EXPECT_TRUE(top.top.once && top.top.json);
+  EXPECT_FALSE(parse({"top"}).top.once);
+
   const Options plan = parse({"plan", "--model", "M", "--pp", "2", "--json"});
   EXPECT_EQ(plan.command, Options::Command::kPlan);
   EXPECT_EQ(plan.placement.pp, 2);
@@ -232,6 +253,8 @@ TEST(Options, NamesWhatIsWrong) {
       {{"serve", "--model", "M", "--dtype", "int3"}, {"--dtype", "int3"}},
       {{"serve", "--model", "M", "--dead_after", "10"}, {"--dead_after", "\"10\"", "10s"}},
       {{"serve", "--model", "M", "--dead_after", "1h"}, {"--dead_after", "1h"}},
+      {{"serve", "--model", "M", "--drain_limit", "soon"}, {"--drain_limit", "soon", "2min"}},
+      {{"serve", "--model", "M", "--drain_before", "-1s"}, {"--drain_before", "-1s"}},
       {{"serve", "--model", "M", "--max_memory", "10GiB"}, {"--max_memory", "KEY=SIZE"}},
       {{"serve", "--model", "M", "--max_memory", "0=10GB"}, {"--max_memory", "10GB", "GiB"}},
       {{"serve", "--model", "M", "--max_memory", "0=1,0=2"}, {"--max_memory", "twice"}},
@@ -254,6 +277,7 @@ TEST(Options, NamesWhatIsWrong) {
       {{"generate", "--model", "M", "--prompt", "a", "--logit_bias", "3=1x"}, {"\"3=1x\""}},
       {{"generate", "--model", "M", "--prompt", "a", "--logit_bias", "3=1,3=2"},
        {"3 is there twice"}},
+      {{"top", "--interval", "10ms"}, {"--interval", "10ms", "100ms"}},
       {{"help", "sreve"}, {"sreve"}},
   };
   for (const Row& row : rows) {
@@ -498,7 +522,24 @@ TEST(Options, FlagsAsText) {
   EXPECT_EQ(flags_of({"generate", "--model", "m", "--prompt", "a", "--prompt", "b"}).at("--prompt"),
             "a,b");
   EXPECT_EQ(parse({"plan", "--model", "m"}).sub_command, "plan");
-}
+  TEST(Options, TheEndOfASlurmJob) {
+    {
+      const Environment environment({{"SLURM_JOB_ID", "17"}, {"SLURM_JOB_END_TIME", "1764106803"}});
+      const LaunchInfo info = read_launch_info();
+      EXPECT_EQ(info.slurm_job_id, "17");
+      EXPECT_EQ(info.slurm_job_end,
+                std::chrono::system_clock::time_point(std::chrono::seconds(1764106803)));
+      EXPECT_FALSE(info.under_launcher);
+    }
+    // Nothing that squeue would take for an option, no time that a clock cannot hold.
+    for (const char* end : {"", "soon", "-1", "0", "99999999999999999", "1764106803x"}) {
+      const Environment environment({{"SLURM_JOB_ID", "--all"}, {"SLURM_JOB_END_TIME", end}});
+      EXPECT_EQ(read_launch_info().slurm_job_id, "");
+      EXPECT_FALSE(read_launch_info().slurm_job_end.has_value()) << end;
+    }
+    const Environment none({});
+    EXPECT_EQ(read_launch_info().slurm_job_id, "");
+  }
 
 }  // namespace
 }  // namespace trireme

@@ -131,7 +131,8 @@ TEST(Control, HeartbeatsCarryProgress) {
   limits.heartbeat = milliseconds(20);
   const auto server = serve(1, limits);
   const auto worker = join(*server, 1, limits);
-  worker->set_progress(77);
+  worker->progress()->begin_batch(77);
+  worker->progress()->end_batch();
   const auto end = steady_clock::now() + kSoon;
   uint64_t progress = 0;
   while (progress != 77 && steady_clock::now() < end) {

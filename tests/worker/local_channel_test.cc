@@ -115,9 +115,15 @@ TEST(LocalChannel, ProgressIsReported) {
   const auto hub = make_local_hub(1);
   const auto channel = make_local_channel(hub);
   const auto worker = make_local_worker_channel(hub, 1);
-  worker->set_progress(41);
-  const auto event = channel->poll();
+  worker->progress()->begin_batch(41);
+  worker->progress()->end_batch();
+  std::optional<ChannelEvent> event;
+  for (int i = 0; i < 1000 && !event; ++i) {
+    std::this_thread::sleep_for(milliseconds(5));
+    event = channel->poll();
+  }
   ASSERT_TRUE(event.has_value());
+  EXPECT_EQ(event->rank, 1);
   EXPECT_EQ(event->message.heartbeat().micro_batch(), 41u);
 }
 

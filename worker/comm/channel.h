@@ -6,11 +6,13 @@
 
 #include <chrono>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 
 #include "proto/micro_batch.pb.h"
 #include "worker/comm/cancellation.h"
+#include "worker/progress.h"
 
 namespace trireme {
 
@@ -46,8 +48,8 @@ class WorkerChannel {
   // Throws kUnavailable when the coordinator is gone.
   virtual std::optional<ToWorker> receive(std::chrono::milliseconds timeout) = 0;
   virtual void send(const FromWorker& message) = 0;  // thread-safe
-  // Reported in heartbeats as progress.
-  virtual void set_progress(uint64_t micro_batch) = 0;
+  // What the worker's thread says here is reported in heartbeats.
+  virtual const std::shared_ptr<Progress>& progress() = 0;
   // Set when the connection ends or an Abandon arrives, whatever the worker's thread is doing.
   virtual Cancellation& cancellation() = 0;
 };

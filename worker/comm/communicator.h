@@ -6,10 +6,12 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "kernels/backend.h"
 #include "worker/comm/cancellation.h"
+#include "worker/progress.h"
 
 namespace trireme {
 
@@ -32,6 +34,16 @@ class Communicator {
   // the peer has it; recv once x is there.
   virtual void send(Tensor x, int to) = 0;
   virtual void recv(Tensor x, int from) = 0;
+
+  // Where its rank says what it is doing; a wait that lasts says there for whom.
+  Progress& progress() { return *progress_; }
+
+ protected:
+  explicit Communicator(std::shared_ptr<Progress> progress = std::make_shared<Progress>())
+      : progress_(std::move(progress)) {}
+
+ private:
+  const std::shared_ptr<Progress> progress_;
 };
 
 // One rank's way to all others; makes groups.

@@ -55,7 +55,7 @@ class TcpWorkerChannel final : public WorkerChannel {
     if (stream_->send(make_frame(message, limits_.frame_bytes))) wake_thread();
   }
 
-  void set_progress(uint64_t micro_batch) override { progress_ = micro_batch; }
+  const std::shared_ptr<Progress>& progress() override { return progress_; }
   Cancellation& cancellation() override { return cancellation_; }
 
  private:
@@ -79,14 +79,19 @@ class TcpWorkerChannel final : public WorkerChannel {
 
   void run() {
     auto next_heartbeat = steady_clock::now();
+    uint64_t told_operations = 0;
     std::optional<std::string> ended = deliver();
     bool left = false;
     while (!ended && !stopping_) {
       const auto now = steady_clock::now();
       if (now >= next_heartbeat) {
-        next_heartbeat = now + limits_.heartbeat;
         FromWorker message;
-        message.mutable_heartbeat()->set_micro_batch(progress_);
+        Heartbeat& beat = *message.mutable_heartbeat();
+        beat = progress_->heartbeat();
+        // An idle rank has nothing to tell but that it is there.
+        const bool idle = beat.current() == 0 && beat.operations() == told_operations;
+        told_operations = beat.operations();
+        next_heartbeat = now + (idle ? 2 : 1) * limits_.heartbeat;
         stream_->send(make_frame(message, limits_.frame_bytes));
       }
       left = stream_->flush();
@@ -155,7 +160,7 @@ class TcpWorkerChannel final : public WorkerChannel {
   const std::unique_ptr<TlsStream> stream_;
   const FileDescriptor event_;
   std::atomic<bool> stopping_{false};
-  std::atomic<uint64_t> progress_{0};
+  const std::shared_ptr<Progress> progress_ = std::make_shared<Progress>();
   Cancellation cancellation_;
   Inbox inbox_;
   FrameReader reader_;  // of the thread

@@ -86,6 +86,7 @@ class TcpControlServer final : public ControlServer {
   void end(Connections::iterator connection, const std::string& reason);
   void watch(int operation, int fd, uint32_t events) const;
   void post(ChannelEvent event);
+  void wake();
 
   bool may_connect(int rank);
 
@@ -99,6 +100,7 @@ class TcpControlServer final : public ControlServer {
   // of the thread
   FileDescriptor listener_;
   Connections connections_;
+  bool unannounced_ = false;  // heartbeats came since the last wake
 
   mutable std::mutex mutex_;
   std::condition_variable workers_changed_;
@@ -206,11 +208,20 @@ void TcpControlServer::set_wake(std::function<void()> wake) {
   wake_ = std::move(wake);
 }
 
+// Heartbeats of idle workers are all that happens for hours: they wake nobody one by one, but
+// together at the next tick.
 void TcpControlServer::post(ChannelEvent event) {
+  const bool can_wait = event.message.has_heartbeat();
   {
     const std::lock_guard lock(mutex_);
     events_.push_back(std::move(event));
   }
+  unannounced_ = unannounced_ || can_wait;
+  if (!can_wait) wake();
+}
+
+void TcpControlServer::wake() {
+  unannounced_ = false;
   const std::lock_guard lock(wake_mutex_);
   if (wake_) wake_();
 }
@@ -231,7 +242,7 @@ void TcpControlServer::watch(int operation, int fd, uint32_t events) const {
 void TcpControlServer::run() {
   const milliseconds tick =
       std::max(milliseconds(1),
-               std::min({limits_.heartbeat / 2, limits_.handshake / 4, limits_.suspect_after / 4}));
+               std::min({limits_.heartbeat, limits_.handshake / 4, limits_.suspect_after / 8}));
   auto last_look = steady_clock::now();
   std::optional<steady_clock::time_point> farewell_end;
   while (!farewell_end || (!connections_.empty() && last_look < *farewell_end)) {
@@ -254,6 +265,7 @@ void TcpControlServer::run() {
       say_farewell();
     } else if (now - last_look >= tick) {
       watch_silence(now - last_look - tick);
+      if (unannounced_) wake();
     }
     if (stopping_ || now - last_look >= tick) last_look = now;
   }

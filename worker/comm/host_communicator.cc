@@ -29,8 +29,13 @@ void copy(std::span<std::byte> to, std::span<const std::byte> from) {
 
 }  // namespace
 
-HostCommunicator::HostCommunicator(int rank, int size, std::shared_ptr<Staging> staging)
-    : rank_(rank), size_(size), staging_(std::move(staging)), next_send_(size, kFirstSend) {
+HostCommunicator::HostCommunicator(int rank, int size, std::shared_ptr<Staging> staging,
+                                   std::shared_ptr<Progress> progress)
+    : Communicator(std::move(progress)),
+      rank_(rank),
+      size_(size),
+      staging_(std::move(staging)),
+      next_send_(size, kFirstSend) {
   CHECK(rank >= 0 && rank < size, "a rank outside its group");
   started_.reserve(num_operations());
 }

@@ -46,7 +46,8 @@ class HostCommunicator : public Communicator {
   // peer · kOperations + kind, and is started again only after it was waited for.
   enum Kind { kFirstSend, kSecondSend, kCollectiveSend, kReceive, kOperations };
 
-  HostCommunicator(int rank, int size, std::shared_ptr<Staging> staging);
+  HostCommunicator(int rank, int size, std::shared_ptr<Staging> staging,
+                   std::shared_ptr<Progress> progress);
   int num_operations() const { return size_ * kOperations; }
 
  private:

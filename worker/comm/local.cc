@@ -19,8 +19,9 @@ constexpr std::chrono::microseconds kLook{500};
 class LocalCommunicator final : public HostCommunicator {
  public:
   LocalCommunicator(std::shared_ptr<LocalHub> hub, std::shared_ptr<LocalGroup> group, int rank,
-                    Cancellation& cancellation)
-      : HostCommunicator(rank, static_cast<int>(group->ranks.size()), group->staging[rank]),
+                    Cancellation& cancellation, std::shared_ptr<Progress> progress)
+      : HostCommunicator(rank, static_cast<int>(group->ranks.size()), group->staging[rank],
+                         std::move(progress)),
         hub_(std::move(hub)),
         group_(std::move(group)),
         cancellation_(cancellation),
@@ -56,10 +57,15 @@ class LocalCommunicator final : public HostCommunicator {
   void wait(std::span<const int> operations) override {
     Doorbell& doorbell = group_->doorbells[rank()];
     uint64_t seen = doorbell.count();
+    bool told = false;
     while (!advance(operations)) {
       const auto spin_end = std::chrono::steady_clock::now() + kSpin;
       while (doorbell.count() == seen && std::chrono::steady_clock::now() < spin_end) {
         std::this_thread::yield();
+      }
+      if (doorbell.count() == seen) {
+        tell_peers(operations);
+        told = true;
       }
       while (doorbell.count() == seen) {
         cancellation_.throw_if_cancelled();
@@ -69,6 +75,19 @@ class LocalCommunicator final : public HostCommunicator {
       }
       seen = doorbell.count();
     }
+    if (told) progress().wait_for({});
+  }
+
+  void tell_peers(std::span<const int> operations) {
+    std::vector<int> peers;
+    for (const int index : operations) {
+      const Operation& operation = operations_[index];
+      if (operation.pending) peers.push_back(group_->ranks[operation.peer]);
+    }
+    std::sort(peers.begin(), peers.end());
+    peers.erase(std::unique(peers.begin(), peers.end()), peers.end());
+    progress().step();  // something came, or the wait just began
+    progress().wait_for(peers);
   }
 
   // Takes what has come; true when all operations are done.
@@ -113,21 +132,26 @@ class LocalCommunicator final : public HostCommunicator {
 
 class LocalTransport final : public Transport {
  public:
-  LocalTransport(std::shared_ptr<LocalHub> hub, int rank, Cancellation& cancellation)
-      : hub_(std::move(hub)), rank_(rank), cancellation_(cancellation) {}
+  LocalTransport(std::shared_ptr<LocalHub> hub, int rank, Cancellation& cancellation,
+                 std::shared_ptr<Progress> progress)
+      : hub_(std::move(hub)),
+        rank_(rank),
+        cancellation_(cancellation),
+        progress_(std::move(progress)) {}
 
   std::unique_ptr<Communicator> make_group(std::span<const int> ranks, int tag) override {
     const auto self = std::find(ranks.begin(), ranks.end(), rank_);
     CHECK(self != ranks.end(), "a group is made by its members");
     const int index = static_cast<int>(self - ranks.begin());
     return std::make_unique<LocalCommunicator>(hub_, hub_->join(ranks, tag, index), index,
-                                               cancellation_);
+                                               cancellation_, progress_);
   }
 
  private:
   const std::shared_ptr<LocalHub> hub_;
   const int rank_;
   Cancellation& cancellation_;
+  const std::shared_ptr<Progress> progress_;
 };
 
 }  // namespace
@@ -158,8 +182,9 @@ std::shared_ptr<LocalHub> make_local_hub(int num_workers) {
 }
 
 std::unique_ptr<Transport> make_local_transport(std::shared_ptr<LocalHub> hub, int rank,
-                                                Cancellation& cancellation) {
-  return std::make_unique<LocalTransport>(std::move(hub), rank, cancellation);
+                                                Cancellation& cancellation,
+                                                std::shared_ptr<Progress> progress) {
+  return std::make_unique<LocalTransport>(std::move(hub), rank, cancellation, std::move(progress));
 }
 
 }  // namespace trireme

@@ -18,7 +18,8 @@ std::shared_ptr<LocalHub> make_local_hub(int num_workers);  // workers have rank
 std::unique_ptr<Channel> make_local_channel(std::shared_ptr<LocalHub> hub);
 // Destroying it, or the thread's failure, is seen by the coordinator as kClosed.
 std::unique_ptr<WorkerChannel> make_local_worker_channel(std::shared_ptr<LocalHub> hub, int rank);
-std::unique_ptr<Transport> make_local_transport(std::shared_ptr<LocalHub> hub, int rank,
-                                                Cancellation& cancellation);
+std::unique_ptr<Transport> make_local_transport(
+    std::shared_ptr<LocalHub> hub, int rank, Cancellation& cancellation,
+    std::shared_ptr<Progress> progress = std::make_shared<Progress>());
 
 }  // namespace trireme

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <chrono>
+#include <condition_variable>
+#include <mutex>
+#include <thread>
 #include <utility>
 
 #include "kernels/base/check.h"
@@ -12,22 +15,46 @@ namespace {
 // As over TCP, where the connection's thread sends them.
 constexpr std::chrono::milliseconds kHeartbeat{200};
 
+// One thread tells the progress of all workers.
 class LocalChannel final : public Channel {
  public:
-  explicit LocalChannel(std::shared_ptr<LocalHub> hub) : hub_(std::move(hub)) {}
-  ~LocalChannel() override { hub_->close_all(); }
+  explicit LocalChannel(std::shared_ptr<LocalHub> hub) : hub_(std::move(hub)) {
+    pulse_ = std::thread([this] { run(); });
+  }
+  ~LocalChannel() override {
+    {
+      const std::lock_guard lock(mutex_);
+      ending_ = true;
+    }
+    end_.notify_one();
+    pulse_.join();
+    hub_->close_all();
+  }
   void send(int rank, const ToWorker& message) override { hub_->send(rank, message); }
   std::optional<ChannelEvent> poll() override { return hub_->poll(); }
   void set_wake(std::function<void()> wake) override { hub_->set_wake(std::move(wake)); }
 
  private:
+  void run() {
+    std::unique_lock lock(mutex_);
+    while (!end_.wait_for(lock, kHeartbeat, [this] { return ending_; })) {
+      lock.unlock();
+      hub_->beat();
+      lock.lock();
+    }
+  }
+
   const std::shared_ptr<LocalHub> hub_;
+  std::mutex mutex_;
+  std::condition_variable end_;
+  bool ending_ = false;  // guarded by mutex_
+  std::thread pulse_;
 };
 
 class LocalWorkerChannel final : public WorkerChannel {
  public:
   LocalWorkerChannel(std::shared_ptr<LocalHub> hub, int rank) : hub_(std::move(hub)), rank_(rank) {
-    hub_->open(rank_, cancellation_);
+    hub_->open(rank_, cancellation_, progress_);
   }
   ~LocalWorkerChannel() override { hub_->close(rank_); }
 
@@ -39,23 +66,14 @@ class LocalWorkerChannel final : public WorkerChannel {
     hub_->post({rank_, ChannelEvent::Kind::kMessage, message, ""});
   }
 
-  // A thread needs no sign of life, only its progress is of interest.
-  void set_progress(uint64_t micro_batch) override {
-    const auto now = std::chrono::steady_clock::now();
-    if (now - last_heartbeat_ < kHeartbeat) return;
-    last_heartbeat_ = now;
-    FromWorker message;
-    message.mutable_heartbeat()->set_micro_batch(micro_batch);
-    send(message);
-  }
-
+  const std::shared_ptr<Progress>& progress() override { return progress_; }
   Cancellation& cancellation() override { return cancellation_; }
 
  private:
   const std::shared_ptr<LocalHub> hub_;
   const int rank_;
   Cancellation cancellation_;
-  std::chrono::steady_clock::time_point last_heartbeat_{};
+  const std::shared_ptr<Progress> progress_ = std::make_shared<Progress>();
 };
 
 }  // namespace
@@ -103,6 +121,20 @@ void LocalHub::post(ChannelEvent event) {
   if (wake_) wake_();
 }
 
+void LocalHub::beat() {
+  for (size_t index = 0; index < workers_.size(); ++index) {
+    std::shared_ptr<const Progress> progress;
+    {
+      const std::lock_guard lock(mutex_);
+      progress = workers_[index].progress;
+    }
+    if (progress == nullptr) continue;
+    ChannelEvent event{static_cast<int>(index) + 1, ChannelEvent::Kind::kMessage, {}, ""};
+    *event.message.mutable_heartbeat() = progress->heartbeat();
+    post(std::move(event));
+  }
+}
+
 void LocalHub::close_all() {
   const std::string reason = "the coordinator has gone";
   set_wake(nullptr);
@@ -114,12 +146,14 @@ void LocalHub::close_all() {
   }
 }
 
-void LocalHub::open(int rank, Cancellation& cancellation) {
+void LocalHub::open(int rank, Cancellation& cancellation,
+                    std::shared_ptr<const Progress> progress) {
   check_rank(rank);
   const std::lock_guard lock(mutex_);
   Worker& worker = workers_[rank - 1];
   CHECK(worker.cancellation == nullptr && !worker.gone, "one channel per worker");
   worker.cancellation = &cancellation;
+  worker.progress = std::move(progress);
   if (closed_) cancellation.cancel("the coordinator has gone");
 }
 
@@ -127,6 +161,7 @@ void LocalHub::close(int rank) {
   {
     const std::lock_guard lock(mutex_);
     workers_[rank - 1].cancellation = nullptr;
+    workers_[rank - 1].progress = nullptr;
     workers_[rank - 1].gone = true;
   }
   post({rank, ChannelEvent::Kind::kClosed, {}, "the worker's thread has ended"});

@@ -89,16 +89,19 @@ class LocalHub {
   bool closed() const { return closed_.load(std::memory_order_acquire); }
 
   // ---- a worker's side ----
-  void open(int rank, Cancellation& cancellation);
+  void open(int rank, Cancellation& cancellation, std::shared_ptr<const Progress> progress);
   void close(int rank);  // the worker has gone
   Inbox& inbox(int rank) { return workers_[rank - 1].inbox; }
   void post(ChannelEvent event);
+  // Posts a heartbeat of every worker that is there.
+  void beat();
 
  private:
   struct Worker {
     Inbox inbox;
     // guarded by mutex_
     Cancellation* cancellation = nullptr;  // null while the worker is not there
+    std::shared_ptr<const Progress> progress;
     bool gone = false;
   };
 

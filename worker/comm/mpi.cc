@@ -10,6 +10,7 @@
 #include <condition_variable>
 #include <cstring>
 #include <mutex>
+#include <optional>
 #include <set>
 #include <thread>
 
@@ -43,6 +44,7 @@ struct Operation {
   int peer = 0;  // world rank
   bool receive = false;
   std::string error;
+  Code error_code = Code::kInternal;
 
   size_t piece_bytes(size_t piece) const {
     return std::min(kPieceBytes, bytes - piece * kPieceBytes);
@@ -68,6 +70,8 @@ struct Operation {
   void describe(int code, int count) {
     char text[MPI_MAX_ERROR_STRING] = "";
     int length = 0;
+    // Where MPI fails the peer, or the way to it, has gone; a wrong length is a bug.
+    error_code = code == MPI_SUCCESS ? Code::kInternal : Code::kUnavailable;
     if (code != MPI_SUCCESS) MPI_Error_string(code, text, &length);
     error = std::string("cannot ") + (receive ? "receive from" : "send to") + " rank " +
             std::to_string(peer) + " a message of " + std::to_string(bytes) + " bytes: " +
@@ -158,10 +162,12 @@ class Pusher {
 
 class MpiTransport final : public Transport {
  public:
-  MpiTransport(MpiJob& job, Cancellation& cancellation) : job_(job), cancellation_(cancellation) {}
+  MpiTransport(MpiJob& job, Cancellation& cancellation, std::shared_ptr<Progress> progress)
+      : job_(job), cancellation_(cancellation), progress_(std::move(progress)) {}
   std::unique_ptr<Communicator> make_group(std::span<const int> ranks, int tag) override;
 
   const Cancellation& cancellation() const { return cancellation_; }
+  const std::shared_ptr<Progress>& progress() const { return progress_; }
   Pusher& pusher() { return pusher_; }
 
   // A late message of an abandoned group must not be taken for one of a new group.
@@ -174,6 +180,7 @@ class MpiTransport final : public Transport {
  private:
   MpiJob& job_;
   Cancellation& cancellation_;
+  const std::shared_ptr<Progress> progress_;
   std::set<int> abandoned_tags_;
   Pusher pusher_;
 };
@@ -181,7 +188,8 @@ class MpiTransport final : public Transport {
 class MpiCommunicator final : public HostCommunicator {
  public:
   MpiCommunicator(MpiTransport& transport, std::shared_ptr<MpiGroup> group, int rank)
-      : HostCommunicator(rank, static_cast<int>(group->ranks.size()), group->staging),
+      : HostCommunicator(rank, static_cast<int>(group->ranks.size()), group->staging,
+                         transport.progress()),
         transport_(transport),
         group_(std::move(group)) {
     group_->operations.resize(num_operations());
@@ -234,6 +242,7 @@ class MpiCommunicator final : public HostCommunicator {
 
   void wait(std::span<const int> operations) override {
     auto last_progress = steady_clock::now();
+    std::optional<steady_clock::time_point> told;  // for whom this waits, as of then
     while (!advance(operations, last_progress)) {
       if (transport_.cancellation().cancelled()) {
         failed_ = true;
@@ -243,9 +252,27 @@ class MpiCommunicator final : public HostCommunicator {
       if (steady_clock::now() - last_progress < kYield) {
         std::this_thread::yield();
       } else {
+        if (told != last_progress) tell_peers(operations);
+        told = last_progress;
         std::this_thread::sleep_for(kNap);
       }
     }
+    if (told) progress().wait_for({});
+  }
+
+  void tell_peers(std::span<const int> operations) {
+    std::vector<int> peers;
+    {
+      const std::lock_guard lock(group_->mutex);
+      for (const int index : operations) {
+        const Operation& operation = group_->operations[index];
+        if (operation.pending > 0) peers.push_back(operation.peer);
+      }
+    }
+    std::sort(peers.begin(), peers.end());
+    peers.erase(std::unique(peers.begin(), peers.end()), peers.end());
+    progress().step();  // since the last time a part of it came, or it just began
+    progress().wait_for(peers);
   }
 
   // True when all operations are done.
@@ -257,7 +284,8 @@ class MpiCommunicator final : public HostCommunicator {
       if (operation.pending > 0 && operation.advance()) last_progress = steady_clock::now();
       if (!operation.error.empty()) {
         failed_ = true;
-        throw Error(Code::kInternal, operation.error);
+        progress().wait_for(std::span(&operation.peer, 1));
+        throw Error(operation.error_code, operation.error);
       }
       all = all && operation.pending == 0;
     }
@@ -412,8 +440,9 @@ std::string MpiJob::broadcast(const std::string& from_root, std::chrono::millise
   return std::string(message->bytes, message->length);
 }
 
-std::unique_ptr<Transport> MpiJob::make_transport(Cancellation& cancellation) {
-  return std::make_unique<MpiTransport>(*this, cancellation);
+std::unique_ptr<Transport> MpiJob::make_transport(Cancellation& cancellation,
+                                                  std::shared_ptr<Progress> progress) {
+  return std::make_unique<MpiTransport>(*this, cancellation, std::move(progress));
 }
 
 void MpiJob::abandon() { abandoned_ = true; }

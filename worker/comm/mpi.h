@@ -30,7 +30,9 @@ class MpiJob {
   // Rank 0's bytes (at most 64 KiB) in every rank. Throws kDeadlineExceeded after `timeout`.
   std::string broadcast(const std::string& from_root, std::chrono::milliseconds timeout);
 
-  std::unique_ptr<Transport> make_transport(Cancellation& cancellation);
+  std::unique_ptr<Transport> make_transport(
+      Cancellation& cancellation,
+      std::shared_ptr<Progress> progress = std::make_shared<Progress>());
 
   // After a rank died Finalize can hang: leave requests alone and let the process exit without it.
   void abandon();

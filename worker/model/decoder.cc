@@ -26,6 +26,7 @@ Decoder::Decoder(const ModelSpec& model, const StageSpec& stage, const ShardSpec
     : weights_(weights),
       ops_(backend),
       group_(group),
+      first_layer_(stage.layers().begin()),
       hidden_(model.hidden_size()),
       head_dim_(model.head_dim()),
       num_heads_(length(shard.heads())),
@@ -76,7 +77,10 @@ void Decoder::forward(Tensor x, const BatchView& batch, const KvCache& kv) {
       cache.prefix_v = prefix + layer.prefix.bytes() / 2;
       cache.prefix_length = prefix_length_;
     }
+    layer_ = first_layer_ + static_cast<int>(index);
+    group_.progress().begin(OPERATION_ATTENTION, layer_);
     attention_block(layer, options_[index], x, batch, cache);
+    group_.progress().begin(OPERATION_MLP, layer_);
     mlp_block(layer, x);
   }
 }
@@ -124,6 +128,7 @@ void Decoder::mlp_block(const LayerWeights& layer, Tensor x) {
 }
 
 void Decoder::add_branch(Tensor x, Tensor branch, const Buffer& norm) {
+  if (group_.size() > 1) group_.progress().begin(OPERATION_ALL_REDUCE, layer_);
   group_.all_reduce_sum(branch);
   if (norm.data() != nullptr) ops_.rms_norm(branch, branch, floats(norm), eps_);
   ops_.add(x, branch);

@@ -47,6 +47,8 @@ class Decoder {
   const Weights& weights_;
   Backend& ops_;
   Communicator& group_;
+  int first_layer_;
+  int layer_ = 0;  // the one in work, of the model
   int64_t hidden_, head_dim_, num_heads_, num_kv_heads_, ffn_;
   float eps_;
   HeadMap heads_;

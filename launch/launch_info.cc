@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the launcher's environment says: which rank this is, of how many, and when Slurm ends the
+// job.
+#include <charconv>
+#include <chrono>
+#include <cstdlib>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "kernels/base/error.h"
+#include "launch/options.h"
+
+namespace trireme {
+namespace {
+
+// One launcher's way to say who we are; nullopt: it did not start us. local_name: the ranks on this
+// node.
+std::optional<LaunchInfo> launched_by(const char* size_name, const char* rank_name,
+                                      const char* local_name) {
+  const char* const size = std::getenv(size_name);
+  const char* const rank = std::getenv(rank_name);
+  if (size == nullptr || rank == nullptr) return std::nullopt;
+  LaunchInfo info;
+  info.under_launcher = true;
+  const auto number = [](const char* text, int& value) {
+    const std::string_view view(text);
+    const auto [stop, error] = std::from_chars(view.data(), view.data() + view.size(), value);
+    return error == std::errc() && stop == view.data() + view.size();
+  };
+  if (!number(size, info.num_ranks) || !number(rank, info.rank) || info.rank < 0 ||
+      info.rank >= info.num_ranks) {
+    throw Error(Code::kInvalidArgument, std::string("cannot tell which rank this is: found ") +
+                                            size_name + "=" + size + " and " + rank_name + "=" +
+                                            rank + "; start it by mpirun or srun, or unset them");
+  }
+  int local = 0;
+  const char* const local_size = std::getenv(local_name);
+  info.single_host = local_size != nullptr && number(local_size, local) && local == info.num_ranks;
+  return info;
+}
+
+// What Slurm's environment tells of the job's end; what it does not tell, squeue will.
+void read_slurm_job(LaunchInfo& info) {
+  const char* const id = std::getenv("SLURM_JOB_ID");
+  if (id != nullptr &&
+      std::string_view(id).find_first_not_of("0123456789_") == std::string_view::npos) {
+    info.slurm_job_id = id;
+  }
+  const char* const end = std::getenv("SLURM_JOB_END_TIME");
+  if (end == nullptr) return;
+  const std::string_view text(end);
+  int64_t seconds = 0;
+  const auto [stop, error] = std::from_chars(text.data(), text.data() + text.size(), seconds);
+  constexpr int64_t kMost = int64_t{1} << 33;  // some centuries on; Slurm's "no end" is beyond
+  if (error != std::errc() || stop != text.data() + text.size()) return;
+  if (seconds <= 0 || seconds > kMost) return;
+  info.slurm_job_end = std::chrono::system_clock::time_point(std::chrono::seconds(seconds));
+}
+
+LaunchInfo read_ranks() {
+  if (const auto info = launched_by("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK",
+                                    "OMPI_COMM_WORLD_LOCAL_SIZE")) {
+    return *info;
+  }
+  if (const auto info = launched_by("PMI_SIZE", "PMI_RANK", "MPI_LOCALNRANKS")) return *info;
+  // Slurm sets its variables for batch scripts too, whose commands are not started by srun: only a
+  // PMIx rank says that this process is a task of a step.
+  if (std::getenv("PMIX_RANK") != nullptr) {
+    if (const auto info =
+            launched_by("SLURM_NTASKS", "SLURM_PROCID", "SLURM_STEP_TASKS_PER_NODE")) {
+      return *info;
+    }
+  }
+  return {};
+}
+
+}  // namespace
+
+LaunchInfo read_launch_info() {
+  LaunchInfo info = read_ranks();
+  read_slurm_job(info);
+  return info;
+}
+
+}  // namespace trireme
