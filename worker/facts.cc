@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <set>
 #include <span>
 
@@ -196,6 +197,10 @@ void state_machine(const DeviceInfo& device, RankFacts& facts) {
   Facts& differ = *facts.mutable_may_differ();
   utsname system{};
   if (uname(&system) == 0) add_fact(differ, "kernel", system.release);
+  std::string driver;
+  if (std::ifstream("/sys/module/nvidia/version") >> driver) {
+    add_fact(differ, "NVIDIA driver", driver);
+  }
   add_fact(differ, "device", device.name());
   if (!device.isa().empty()) add_fact(differ, "ISA", device.isa());
   add_fact(differ, "cores", std::to_string(device.cpus_size()));

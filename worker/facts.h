@@ -24,7 +24,7 @@ std::string build_id();
 // its header's digest. Reads no weights, and never throws for what it cannot read: that is a fact.
 void state_model_files(const std::string& path, RankFacts& facts);
 
-// May differ: kernel, device, cores, memory.
+// May differ: kernel, driver, device, cores, memory.
 void state_machine(const DeviceInfo& device, RankFacts& facts);
 
 }  // namespace trireme

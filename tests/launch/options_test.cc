@@ -522,24 +522,26 @@ TEST(Options, FlagsAsText) {
   EXPECT_EQ(flags_of({"generate", "--model", "m", "--prompt", "a", "--prompt", "b"}).at("--prompt"),
             "a,b");
   EXPECT_EQ(parse({"plan", "--model", "m"}).sub_command, "plan");
-  TEST(Options, TheEndOfASlurmJob) {
-    {
-      const Environment environment({{"SLURM_JOB_ID", "17"}, {"SLURM_JOB_END_TIME", "1764106803"}});
-      const LaunchInfo info = read_launch_info();
-      EXPECT_EQ(info.slurm_job_id, "17");
-      EXPECT_EQ(info.slurm_job_end,
-                std::chrono::system_clock::time_point(std::chrono::seconds(1764106803)));
-      EXPECT_FALSE(info.under_launcher);
-    }
-    // Nothing that squeue would take for an option, no time that a clock cannot hold.
-    for (const char* end : {"", "soon", "-1", "0", "99999999999999999", "1764106803x"}) {
-      const Environment environment({{"SLURM_JOB_ID", "--all"}, {"SLURM_JOB_END_TIME", end}});
-      EXPECT_EQ(read_launch_info().slurm_job_id, "");
-      EXPECT_FALSE(read_launch_info().slurm_job_end.has_value()) << end;
-    }
-    const Environment none({});
-    EXPECT_EQ(read_launch_info().slurm_job_id, "");
+}
+
+TEST(Options, TheEndOfASlurmJob) {
+  {
+    const Environment environment({{"SLURM_JOB_ID", "17"}, {"SLURM_JOB_END_TIME", "1764106803"}});
+    const LaunchInfo info = read_launch_info();
+    EXPECT_EQ(info.slurm_job_id, "17");
+    EXPECT_EQ(info.slurm_job_end,
+              std::chrono::system_clock::time_point(std::chrono::seconds(1764106803)));
+    EXPECT_FALSE(info.under_launcher);
   }
+  // Nothing that squeue would take for an option, no time that a clock cannot hold.
+  for (const char* end : {"", "soon", "-1", "0", "99999999999999999", "1764106803x"}) {
+    const Environment environment({{"SLURM_JOB_ID", "--all"}, {"SLURM_JOB_END_TIME", end}});
+    EXPECT_EQ(read_launch_info().slurm_job_id, "");
+    EXPECT_FALSE(read_launch_info().slurm_job_end.has_value()) << end;
+  }
+  const Environment none({});
+  EXPECT_EQ(read_launch_info().slurm_job_id, "");
+}
 
 }  // namespace
 }  // namespace trireme
