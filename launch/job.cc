@@ -139,8 +139,8 @@ void Job::State::assign(const Loading& loading) {
 
 void Job::load(const std::function<bool()>& stop_requested, std::function<void()> on_health) {
   State& s = *state_;
-  Loading loading(s.workers->topology(), s.placement, s.flags.verify_checkpoint,
-                  s.engine->roster());
+  Loading loading(s.workers->topology(), s.placement, s.flags.verify_checkpoint, s.engine->roster(),
+                  s.flags.start_timeout);
   s.assign(loading);
   Clock::time_point told;
   while (!loading.done()) {

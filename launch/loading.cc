@@ -35,9 +35,11 @@ std::string number(const char* format, double value) {
 
 }  // namespace
 
-Loading::Loading(const Topology& topology, const Placement& placement, bool verify, Roster& roster)
+Loading::Loading(const Topology& topology, const Placement& placement, bool verify, Roster& roster,
+                 std::chrono::milliseconds begin_timeout)
     : verify_(verify),
       roster_(roster),
+      begin_deadline_(Clock::now() + begin_timeout),
       check_(loading_ranks(topology, placement)),
       display_(
           verify ? "loading and verifying" : "loading", isatty(STDERR_FILENO) == 1,
@@ -46,6 +48,7 @@ Loading::Loading(const Topology& topology, const Placement& placement, bool veri
     host_of_[rank.rank()] = rank.host();
     nodes_[rank.host()].ranks.push_back(rank.rank());
     waiting_.insert(rank.rank());
+    unheard_.insert(rank.rank());
     display_.expect(rank.rank(), rank.host());
   }
 }
@@ -63,6 +66,8 @@ void Loading::handle(const ChannelEvent& event) {
     const Failed& failed = message.failed();
     fail(event.rank, static_cast<Code>(failed.code()), " failed: " + failed.message());
   }
+  const bool loads = message.has_heartbeat() && message.heartbeat().operation() == OPERATION_LOAD;
+  if (loads || message.has_progress() || message.has_ready()) unheard_.erase(event.rank);
   if (!waiting_.contains(event.rank)) return;
   if (message.has_progress()) display_.update(event.rank, message.progress());
   if (message.has_digests()) check_.add(event.rank, message.digests());
@@ -87,7 +92,16 @@ void Loading::take_ready(int rank, const Ready& ready) {
            number("%.1f s", ready.load_s()));
 }
 
-void Loading::tick() { display_.tick(Clock::now()); }
+void Loading::tick() {
+  const auto now = Clock::now();
+  display_.tick(now);
+  if (unheard_.empty() || now < begin_deadline_) return;
+  std::string missing;
+  for (const int rank : unheard_) missing += (missing.empty() ? "" : ", ") + roster_.name(rank);
+  throw Error(Code::kDeadlineExceeded,
+              "cannot load: no answer to the assignment from " + missing +
+                  " within --start_timeout; see the lines of those ranks, and whether they run");
+}
 
 void Loading::finish() {
   display_.finish(Clock::now());

@@ -2,6 +2,7 @@
 // The load as rank 0 sees it: from the assignments to the last worker's ready. Main thread only.
 #pragma once
 
+#include <chrono>
 #include <map>
 #include <set>
 #include <string>
@@ -20,15 +21,17 @@ class Loading {
  public:
   // The ranks of the placement begin; progress goes to stderr. verify: every host is to digest all
   // weights, also those that none of its ranks needs.
-  // roster hears of every event, and of who failed; it outlives this.
-  Loading(const Topology& topology, const Placement& placement, bool verify, Roster& roster);
+  // roster hears of every event, and of who failed; it outlives this. begin_timeout: in which every
+  // rank must be heard to load.
+  Loading(const Topology& topology, const Placement& placement, bool verify, Roster& roster,
+          std::chrono::milliseconds begin_timeout);
 
   // Ranks of the placement on the same host as `rank`, ascending: they read together.
   std::vector<int> node_of(int rank) const;
 
   // Takes one event. Throws kUnavailable where a rank is lost, and what a rank failed with.
   void handle(const ChannelEvent& event);
-  // Shows progress; call it often.
+  // Shows progress; call it often. Throws kDeadlineExceeded naming the ranks that do not begin.
   void tick();
   bool done() const { return waiting_.empty(); }
   // REQUIRES: done(). Throws where the weights of hosts differ.
@@ -49,6 +52,8 @@ class Loading {
   std::map<int, std::string> host_of_;
   std::map<std::string, Node> nodes_;
   std::set<int> waiting_;
+  std::set<int> unheard_;  // that have not begun, as far as is known
+  const std::chrono::steady_clock::time_point begin_deadline_;
   WeightCheck check_;
   LoadDisplay display_;
 };
