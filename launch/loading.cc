@@ -104,6 +104,7 @@ void Loading::tick() {
 }
 
 void Loading::finish() {
+  const std::string verified = verify_ ? check_.finish() : "";
   display_.finish(Clock::now());
   for (const auto& [host, node] : nodes_) {
     const auto read = static_cast<double>(node.bytes_read);
@@ -113,7 +114,7 @@ void Loading::finish() {
              format_bytes(node.bytes_read) + " of the checkpoint, " +
              number("%.3f", needed > 0 ? read / needed : 1) + " x what is needed there");
   }
-  if (verify_) log_info(check_.finish());
+  if (verify_) log_info(verified);
 }
 
 }  // namespace trireme
