@@ -27,6 +27,9 @@ std::vector<RankInfo> loading_ranks(const Topology& topology, const Placement& p
   return ranks;
 }
 
+// A rank that has lost a peer may be heard before that peer's end is.
+constexpr std::chrono::milliseconds kExplainTime{150};
+
 std::string number(const char* format, double value) {
   char text[32];
   std::snprintf(text, sizeof text, format, value);
@@ -58,13 +61,19 @@ std::vector<int> Loading::node_of(int rank) const { return nodes_.at(host_of_.at
 void Loading::handle(const ChannelEvent& event) {
   roster_.hear(event, Clock::now());
   if (event.kind == ChannelEvent::Kind::kClosed) {
+    if (doubt_ && doubt_->rank == event.rank) return;  // it has said why
     fail(event.rank, Code::kUnavailable, " is lost: " + event.reason);
   }
   if (event.kind != ChannelEvent::Kind::kMessage) return;
   const FromWorker& message = event.message;
   if (message.has_failed()) {
     const Failed& failed = message.failed();
-    fail(event.rank, static_cast<Code>(failed.code()), " failed: " + failed.message());
+    const auto code = static_cast<Code>(failed.code());
+    const std::string why = " failed: " + failed.message();
+    if (code != Code::kUnavailable && code != Code::kCancelled) fail(event.rank, code, why);
+    const int blamed = failed.waiting_for_size() > 0 ? failed.waiting_for(0) : 0;
+    if (!doubt_) doubt_ = {event.rank, blamed, why, Clock::now()};
+    return;
   }
   const bool loads = message.has_heartbeat() && message.heartbeat().operation() == OPERATION_LOAD;
   if (loads || message.has_progress() || message.has_ready()) unheard_.erase(event.rank);
@@ -77,6 +86,9 @@ void Loading::handle(const ChannelEvent& event) {
 void Loading::fail(int rank, Code code, const std::string& why) {
   const std::string line = roster_.name(rank) + why;
   roster_.note_failure(rank, line, Clock::now());
+  if (doubt_ && doubt_->rank != rank) {
+    roster_.note_failure(doubt_->rank, roster_.name(doubt_->rank) + doubt_->why, Clock::now());
+  }
   throw Error(code, "cannot load: " + line);
 }
 
@@ -95,6 +107,13 @@ void Loading::take_ready(int rank, const Ready& ready) {
 void Loading::tick() {
   const auto now = Clock::now();
   display_.tick(now);
+  if (doubt_ && now - doubt_->when >= kExplainTime) {
+    if (host_of_.contains(doubt_->blamed)) {
+      fail(doubt_->blamed, Code::kUnavailable,
+           " cannot be reached: " + roster_.name(doubt_->rank) + doubt_->why);
+    }
+    fail(doubt_->rank, Code::kUnavailable, doubt_->why);
+  }
   if (unheard_.empty() || now < begin_deadline_) return;
   std::string missing;
   for (const int rank : unheard_) missing += (missing.empty() ? "" : ", ") + roster_.name(rank);

@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <map>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -29,9 +30,11 @@ class Loading {
   // Ranks of the placement on the same host as `rank`, ascending: they read together.
   std::vector<int> node_of(int rank) const;
 
-  // Takes one event. Throws kUnavailable where a rank is lost, and what a rank failed with.
+  // Takes one event. Throws kUnavailable where a rank is lost, and what a rank failed with. A rank
+  // that failed for want of another is believed by tick(), when that other's end was not heard.
   void handle(const ChannelEvent& event);
-  // Shows progress; call it often. Throws kDeadlineExceeded naming the ranks that do not begin.
+  // Shows progress; call it often. Throws as handle(), and kDeadlineExceeded naming the ranks that
+  // do not begin.
   void tick();
   bool done() const { return waiting_.empty(); }
   // REQUIRES: done(). Throws where the weights of hosts differ.
@@ -45,6 +48,14 @@ class Loading {
   };
   void take_ready(int rank, const Ready& ready);
 
+  // A report that may be the consequence of what is not known yet.
+  struct Doubt {
+    int rank = 0;
+    int blamed = 0;  // 0: nobody
+    std::string why;
+    std::chrono::steady_clock::time_point when;
+  };
+
   [[noreturn]] void fail(int rank, Code code, const std::string& why);
 
   const bool verify_;
@@ -56,6 +67,7 @@ class Loading {
   const std::chrono::steady_clock::time_point begin_deadline_;
   WeightCheck check_;
   LoadDisplay display_;
+  std::optional<Doubt> doubt_;
 };
 
 }  // namespace trireme

@@ -78,9 +78,14 @@ Hello introduce(int rank, const Options& options, const std::string& mpi) {
   return hello;
 }
 
-void require_life(const ChannelEvent& event, const std::string& host) {
-  const std::string who =
-      "cannot start: rank " + std::to_string(event.rank) + (host.empty() ? "" : " on " + host);
+std::string rank_name(int rank, const std::vector<std::string>& hosts) {
+  const auto index = static_cast<size_t>(rank);
+  const bool known = rank >= 0 && index < hosts.size() && !hosts[index].empty();
+  return "rank " + std::to_string(rank) + (known ? " on " + hosts[index] : "");
+}
+
+void require_life(const ChannelEvent& event, const std::vector<std::string>& hosts) {
+  const std::string who = "cannot start: " + rank_name(event.rank, hosts);
   if (event.kind == ChannelEvent::Kind::kClosed) {
     throw Error(Code::kUnavailable, who + " ended: " + event.reason);
   }

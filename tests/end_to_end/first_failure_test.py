@@ -97,6 +97,27 @@ class Phase(unittest.TestCase):
                 with self.subTest(signal=number.name, rank=rank):
                     act(rank, number)
 
+    def test_bootstrap(self):
+        """Killed as soon as MPI has started its threads there: mostly before it has said hello."""
+        for rank in (1, 2):
+            with self.subTest(rank=rank), \
+                    self.start(harness.tiny_model(), "--start_timeout", "4s", ready=False) as server:
+                def has_threads():
+                    pid = server.ranks().get(rank)
+                    try:
+                        return pid and len(os.listdir(f"/proc/{pid}/task")) > 2
+                    except FileNotFoundError:
+                        return False
+                harness.wait_until(has_threads, 20, "MPI starts")
+                self.strike(server, rank, signal.SIGKILL)
+                server.wait(GONE_S)
+                lines = [line for line in server.log_lines() if "first failure: " in line]
+                self.assertEqual(len(lines), 1, server.log())
+                self.assertRegex(lines[0], rf"first failure: .*rank {rank}\b")
+                end = self.status()
+                self.assertEqual((end["state"], end["exit_status"]), ("ended", 1), end)
+                self.assertIn(f"rank {rank}", end["first_failure"])
+
     def test_load(self):
         def act(rank, number):
             with self.start(harness.demo_model(), "--dtype", "fp32", ready=False) as server:
