@@ -191,6 +191,7 @@ class Engine {
   std::map<int, Rank> ranks_;
   std::optional<Clock::time_point> explained_by_;  // when a loss waits for its cause until then
   Clock::time_point judged_, health_told_;         // when last
+  bool told_busy_ = false;                         // at the last telling something was in work
   ReplicaSpeeds speeds_;
   std::set<uint64_t> queue_;                     // sequences that no replica has yet: by arrival
   std::unordered_map<uint64_t, Active> active_;  // by sequence

@@ -82,9 +82,12 @@ void Engine::tell_health(bool event, Clock::time_point now) {
   if (!event && now - judged_ < kJudgeInterval) return;
   judged_ = now;
   const bool changed = roster_.states_changed(now);
-  const bool in_work = now - health_told_ >= kTellInterval && (!active_.empty() || roster_.busy());
-  if (!changed && !in_work) return;
+  const bool busy = !active_.empty() || roster_.busy();
+  // And once more when it has come to rest.
+  const bool again = now - health_told_ >= kTellInterval && (busy || told_busy_);
+  if (!changed && !again) return;
   health_told_ = now;
+  told_busy_ = busy;
   const std::lock_guard lock(mutex_);
   health_changed_ = true;
 }

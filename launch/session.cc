@@ -146,6 +146,7 @@ std::string Session::drain(const std::string& why, milliseconds limit) {
     look_for_deaths();
     if (stop_.take_signal()) hurry_ = true;
   }
+  look_for_deaths();  // they end requests, too
   const std::vector<std::string> cut = engine_.open_requests();
   if (cut.empty()) {
     log_info("drained: every request has ended by itself");

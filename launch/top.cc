@@ -117,7 +117,7 @@ class Screen {
     int left = style.height > 0 ? style.height : INT32_MAX;
     for (const std::string& line : top_lines(state, style)) {
       if (left-- <= 0) break;
-      page += line + "\033[K" + (left > 0 ? "\r\n" : "");
+      page += line + "\033[K" + (left > 0 ? "\n" : "");
     }
     std::cout << page + "\033[J" << std::flush;
   }

@@ -19,7 +19,7 @@ constexpr const char* kGreen = "32";
 constexpr const char* kYellow = "1;33";
 constexpr const char* kCyan = "36";
 
-constexpr int kMinWidth = 64;
+constexpr int kMinWidth = 68;
 
 // Columns of a text: its code points, each of which we take for one column.
 int columns(const std::string& text) {
@@ -150,14 +150,10 @@ class View {
   void ranks(int lines_below) {
     lines_.emplace_back();
     const int extra = width_ - kMinWidth;
-    widths_ = {4,
-               5,
-               9,
-               std::min(6 + extra / 3, 24),
-               7,
-               14 + std::min(extra / 3, 10),
-               4 + std::min(extra / 4, 20),
-               7};
+    const int host = std::min(6 + extra / 3, 24);
+    const int operation = 14 + std::min(extra / 3, 10);
+    const int waits_for = 9 + std::min(extra / 6, 20);
+    widths_ = {4, 5, 9, host, 7, operation, waits_for, 7};
     // What is left over goes to the operation, so that the table fills its line.
     int used = static_cast<int>(widths_.size()) - 1;
     for (const int width : widths_) used += width;

@@ -21,7 +21,7 @@ struct TopState {
 };
 
 struct TopStyle {
-  int width = 80;  // no line is longer, as long as this is 64 or more
+  int width = 80;  // no line is longer, as long as this is 68 or more
   int height = 0;  // lines at most; 0: as many as there are
   bool colour = false;
   std::string footer;

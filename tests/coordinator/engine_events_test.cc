@@ -123,6 +123,11 @@ TEST_F(EngineTest, HealthIsToldAgainWhileSomethingIsInWork) {
   for (int i = 0; i < 50; ++i) beat(3);
   EXPECT_GE(*calls, 15);  // twice in a second, of ten
   EXPECT_LE(*calls, 21);
+  for (int i = 0; i < 5; ++i) beat(0);  // at rest, which is told once
+  const int calls_at_rest = *calls;
+  for (int i = 0; i < 50; ++i) beat(0);
+  EXPECT_EQ(*calls, calls_at_rest);
+  EXPECT_LE(calls_at_rest, 24);
 }
 
 TEST_F(EngineTest, ARequestWithoutATokenMovesOnce) {

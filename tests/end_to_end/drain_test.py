@@ -35,11 +35,11 @@ class Drains(unittest.TestCase):
                       environment=environment)
 
     def test_a_limit_cuts_and_says_whom(self):
-        with self.start("--drain_limit", "1500ms") as server:
+        with self.start("--drain_limit", "5s") as server:
             self.assertEqual(self.status()["state"], "serving")
             self.assertEqual(self.status()["address"], server.address)
             self.assertEqual(self.status()["pid"], server.ranks()[0])
-            short = Stream(server.inference.Chat(story(request_id="short", max_tokens=30))).wait_begun()
+            short = Stream(server.inference.Chat(story(request_id="short", max_tokens=8))).wait_begun()
             long = [Stream(server.inference.Chat(story(request_id=f"long-{i}", max_tokens=6000))).wait_begun()
                     for i in range(2)]
             begin = time.monotonic()
@@ -48,14 +48,14 @@ class Drains(unittest.TestCase):
             code, words = harness.refusal(server.inference.Chat, story(max_tokens=1))
             self.assertEqual(code, "UNAVAILABLE")
             self.assertRegex(words, "by a signal; what runs has until " + UTC)
-            self.assertTrue(short.result().ids)
+            self.assertEqual(len(short.result().ids), 8)
             for stream in long:
                 error = stream.wait_end(10).error
                 self.assertEqual(error.code().name, "UNAVAILABLE")
                 self.assertIn("was cut", error.details())
             self.assertEqual(server.wait(), 0)
-            self.assertLess(time.monotonic() - begin, 10)
-            self.assertRegex(server.log(), r"cut 2 requests of the \d that ran, after 1.5 s: long-0 long-1\n")
+            self.assertLess(time.monotonic() - begin, 15)
+            self.assertRegex(server.log(), r"cut 2 requests of the \d that ran, after 5 s: long-0 long-1\n")
             end = self.status()
             self.assertEqual((end["state"], end["exit_status"]), ("ended", 0))
             self.assertIn("cut 2 requests", end["reason"])
@@ -85,22 +85,21 @@ class Drains(unittest.TestCase):
         return {"SLURM_JOB_ID": "17", "PATH": f"{self.folder}:{os.environ['PATH']}"}
 
     def test_before_the_jobs_end(self):
-        # 14 s left, no more requests in the last 12, of which 10 are for the end itself. Asked again when the
-        # time has come it has two seconds more.
-        with self.start("--drain_before", "12s", environment=self.slurm(["0:16", "0:18"])) as server:
-            self.assertRegex(server.log(), "the Slurm job ends at " + UTC)
+        # 16 s left, no more requests in the last 12, of which 10 are for the end itself. Asked again when the
+        # time has come the job has more.
+        with self.start("--drain_before", "12s", environment=self.slurm(["0:16", "0:18", "0:12"])) as server:
+            harness.wait_until(lambda: re.search("the Slurm job ends at " + UTC, server.log()), 10, "it asks Slurm")
             stream = Stream(server.inference.Chat(story(max_tokens=20))).wait_begun()
             self.assertEqual(len(stream.result().ids), 20)
-            begin = time.monotonic()
-            harness.wait_until(lambda: self.status()["state"] != "serving", 15, "it drains")
-            self.assertGreater(time.monotonic() - begin, 1.5)
+            harness.wait_until(lambda: self.status()["state"] != "serving", 20, "it drains")
             self.assertEqual(server.wait(), 0)
             self.assertRegex(self.status()["reason"], "the Slurm job ends at " + UTC)
             self.assertRegex(server.log(), "was given more time")
 
     def test_without_an_end(self):
         with self.start("--drain_before", "2min", environment=self.slurm(["UNLIMITED"])) as server:
-            self.assertRegex(server.log(), "W .*--drain_before has no effect: Slurm job 17 has no time limit")
+            harness.wait_until(lambda: re.search(
+                "W .*--drain_before has no effect: Slurm job 17 has no time limit", server.log()), 10, "it says so")
             self.assertTrue(read(server.inference.Chat(story(max_tokens=2), timeout=30)).ids)
             self.assertEqual(server.drain(), 0)
 
