@@ -218,7 +218,7 @@ void Engine::loop() {
 
 void Engine::wait() {
   const Clock::time_point begin = Clock::now();
-  if (spin_pays_) {
+  if (spin_pays_ && !at_rest_) {
     while (Clock::now() - begin < options_.spin) {
       if (doorbell_->rung) return;
       std::this_thread::yield();
@@ -240,10 +240,12 @@ void Engine::wait() {
 bool Engine::tick(Clock::time_point now) {
   bool worked = take_inbox(now);
   worked = expire_deadlines(now) || worked;
-  worked = take_events(now) || worked;
+  const bool heard = take_events(now);
   worked = dispatch(now) || worked;
-  if (worked) publish();
-  return worked;
+  // To spin after a heartbeat would be to wait for nothing.
+  if (worked || heard) at_rest_ = !worked && only_beats_;
+  if (worked || heard) publish();
+  return worked || heard;
 }
 
 bool Engine::take_inbox(Clock::time_point now) {

@@ -199,6 +199,8 @@ class Engine {
   uint64_t prompt_tokens_ = 0;
   uint64_t output_tokens_ = 0;
   bool spin_pays_ = true;
+  bool only_beats_ = false;  // the last events were nothing but heartbeats
+  bool at_rest_ = false;     // and nothing else happened in that turn
 
   mutable std::mutex mutex_;
   std::condition_variable idle_;

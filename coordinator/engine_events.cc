@@ -53,11 +53,13 @@ void Engine::name_ranks(const Topology& topology, const Placement& placement) {
 bool Engine::take_events(Clock::time_point now) {
   int num_events = 0;
   bool only_messages = true;
+  bool only_beats = true;
   while (num_events < kMaxEventsPerTurn) {
     const std::optional<ChannelEvent> event = channel_.poll();
     if (!event) break;
     ++num_events;
     only_messages = only_messages && event->kind == ChannelEvent::Kind::kMessage;
+    only_beats = only_beats && event->message.has_heartbeat();
     const auto rank = ranks_.find(event->rank);
     if (rank == ranks_.end()) {
       log_warn("an event of rank " + std::to_string(event->rank) + ", which has no place here");
@@ -74,6 +76,7 @@ bool Engine::take_events(Clock::time_point now) {
     lost = lost || cause;
   }
   if (num_events > 0) tell_health(lost || !only_messages, now);
+  only_beats_ = only_beats && !lost;
   return num_events > 0 || lost;
 }
 

@@ -113,7 +113,10 @@ class Top(unittest.TestCase):
     def test_beside_a_terminal(self):
         with Server(harness.tiny_model(), "--tp", "2", "--pp", "1", ranks=3) as server:
             command = [BINARY, "top", "--server", server.address]
-            once = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+            def heard():  # each rank's first heartbeat
+                shown = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+                return shown if shown.stdout.count(" idle ") == 2 else None
+            once = harness.wait_until(heard, 10, "both ranks are heard")
             self.assertNotIn("\033", once.stdout)
             self.assertRegex(once.stdout, r"trireme top +127.0.0.1:\d+ +SERVING\n")
             self.assertRegex(once.stdout, r"\n +2 0/0 +serving +\S+ +\S+ idle ")
