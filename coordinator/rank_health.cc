@@ -79,9 +79,9 @@ class Judge {
   }
 
   bool excuses(const RankRecord& peer) const {
-    if (peer.dead || peer.silent || !peer.heard) return true;
-    if (waits(peer)) return !still(peer);
-    return !idles(peer);
+    // Who has just come to rest may have sent what is waited for; the next heartbeats will tell.
+    if (peer.dead || peer.silent || !still(peer)) return true;
+    return !waits(peer) && !idles(peer);
   }
 
   const Clock::time_point now_;

@@ -12,7 +12,8 @@
 //    kWedgedAfter.
 //  - A rank that waits for others is as good as they are. Only where nobody on whom it waits, and
 //    on whom those wait in turn, computes or is in doubt already (each waits for another, or
-//    idles), and this rank has not moved for kWedgedAfter, it is suspected of a standstill.
+//    idles), and neither they nor this rank have moved for kWedgedAfter, it is suspected of a
+//    standstill.
 #pragma once
 
 #include <chrono>

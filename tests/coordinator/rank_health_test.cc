@@ -78,6 +78,23 @@ TEST_F(RankHealth, ALongPrefillIsNoSuspicion) {
   EXPECT_EQ(states(), kAllWell);
 }
 
+// The heartbeat of the rank that waits is older than that of the one which has just sent.
+TEST_F(RankHealth, TheEndOfALongWaitIsNoStandstill) {
+  compute(1);
+  wait(2, 1);
+  busy_ = 1;
+  pass(seconds(60));
+  beat(1).Clear();
+  beat(1).set_operations(50);
+  busy_ = 0;
+  pass(milliseconds(200));
+  EXPECT_EQ(states(), kAllWell);
+  pass(seconds(9));
+  EXPECT_EQ(states(), kAllWell);
+  pass(seconds(2));  // and it never came
+  EXPECT_EQ(states()[1], State::kSuspected);
+}
+
 TEST_F(RankHealth, AThreadThatUsesNoTimeIsWedged) {
   compute(1, OPERATION_LOAD);
   pass(seconds(9));
