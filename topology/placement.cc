@@ -2,6 +2,7 @@
 #include "topology/placement.h"
 
 #include <algorithm>
+#include <map>
 #include <set>
 #include <string>
 #include <vector>
@@ -70,13 +71,6 @@ void for_each_shard(Placement& placement, Visit visit) {
   }
 }
 
-int worker_of(const Topology& topology, int32_t rank) {
-  for (int worker = 0; worker < topology.ranks_size(); ++worker) {
-    if (topology.ranks(worker).rank() == rank) return worker;
-  }
-  return -1;
-}
-
 // KV blocks that every rank has room for beside its weights and activations.
 void choose_blocks(const Topology& topology, const ModelSpec& model,
                    const PlacementOptions& options, Placement& placement) {
@@ -87,8 +81,12 @@ void choose_blocks(const Topology& topology, const ModelSpec& model,
   int64_t blocks = least * placement.max_sequences();
   placement.set_num_blocks(1);
   predict_bytes(model, placement);
+  std::map<int32_t, int> workers;
+  for (int worker = 0; worker < topology.ranks_size(); ++worker) {
+    workers[topology.ranks(worker).rank()] = worker;
+  }
   for_each_shard(placement, [&](const StageSpec&, const ShardSpec& shard) {
-    const int worker = worker_of(topology, shard.rank());
+    const int worker = workers.at(shard.rank());
     const uint64_t memory = memory_of(topology, worker, options);
     const uint64_t reserve =
         memory - static_cast<uint64_t>(std::max(0.0, usable_memory(topology, worker, options)));
@@ -110,6 +108,19 @@ void choose_blocks(const Topology& topology, const ModelSpec& model,
   });
   placement.set_num_blocks(
       static_cast<int32_t>(std::min<int64_t>(blocks, INT32_MAX / placement.block_size())));
+}
+
+// What the planned load fills, where memory was counted by formulas.
+void blocks_of_load(const PlacementOptions& options, Placement& placement) {
+  int64_t most = 1;
+  for (const ReplicaSpec& replica : placement.replicas()) {
+    const int64_t positions = int64_t{replica.micro_batches()} *
+                              replica.sequences_per_micro_batch() *
+                              (options.load.prompt_tokens + options.load.output_tokens);
+    most = std::max(most, (positions + placement.block_size() - 1) / placement.block_size());
+  }
+  placement.set_num_blocks(
+      static_cast<int32_t>(std::min<int64_t>(most, INT32_MAX / placement.block_size())));
 }
 
 // Nothing is known but the ranks.
@@ -247,7 +258,11 @@ Placement plan_placement(const Topology& topology, const ModelSpec& model,
                                      assign_devices(plan.input, links, options, plan.result));
   set_spares(topology, placement);
   set_options(model, options, placement);
-  choose_blocks(topology, model, options, placement);
+  if (options.assumptions.exact_bytes) {
+    choose_blocks(topology, model, options, placement);
+  } else {
+    blocks_of_load(options, placement);
+  }
   predict_bytes(model, placement);
   predict_times(topology, model, options, placement);
   explain_plan(topology, plan, options, placement);

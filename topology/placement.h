@@ -46,6 +46,11 @@ struct PlacementOptions {
 Placement plan_placement(const Topology& topology, const ModelSpec& model,
                          const PlacementOptions& options);
 
+// After a loss: `topology` is what is left. Replicas that lost no rank stay as they are; the ranks of
+// the others and the spare ones are planned anew. The gap is to the old bound.
+Placement replan_placement(const Topology& topology, const ModelSpec& model,
+                           const PlacementOptions& options, const Placement& old);
+
 // Predicted times of any placement: of its stages, replicas and as a whole. REQUIRES:
 // validate_placement returned.
 void predict_times(const Topology& topology, const ModelSpec& model,
