@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <limits>
 #include <map>
+#include <tuple>
 #include <vector>
 
 #include "topology/column_generation.h"
@@ -191,8 +192,9 @@ class BoundedCovering {
     std::vector<double> now(states, kInfinite);
     now[state(0, 0, layers_)] = 0;  // layers left
     steps_.clear();
+    now = add_plenty(mode, tau, now);
     for (size_t pool = 0; pool < problem_.pools.size(); ++pool) {
-      if (devices_[pool].all > 0) now = add_pool(mode, tau, pool, now);
+      if (devices_[pool].all > 0 && counted_[pool]) now = add_pool(mode, tau, pool, now);
     }
     size_t best = 0;
     for (size_t k = 0; k <= stages_; ++k) {
@@ -222,10 +224,7 @@ class BoundedCovering {
     return (head * (stages_ + 1) + k) * (layers_ + 1) + n;
   }
 
-  std::vector<double> add_pool(const Mode& mode, double tau, size_t pool,
-                               const std::vector<double>& before) {
-    const size_t states = before.size();
-    Step step;
+  void add_items(const Mode& mode, double tau, size_t pool, std::vector<Item>& items) const {
     for (const int type : problem_.pools[pool].types) {
       const auto t = static_cast<size_t>(type);
       const double layer = problem_.types[t].request_s[mode.batch];
@@ -234,17 +233,42 @@ class BoundedCovering {
       item.cap_head =
           std::min({time_layers(tau, problem_.types[t].head_request_s[mode.batch], layer),
                     mode.memory_head[t], problem_.layers});
-      if (item.cap > 0) step.items.push_back(item);
+      if (item.cap > 0) items.push_back(item);
     }
-    if (!counted_[pool]) {
-      step.before = before;
-      step.cost = before;
-      for (size_t k = 0; k <= stages_; ++k) {
-        for (size_t n = layers_ + 1; n-- > 0;) add_uncounted(step, k, n);
-      }
-      steps_.push_back(std::move(step));
-      return steps_.back().cost;
+  }
+
+  // All pools with devices enough, at once: of their items only those that no other one beats.
+  std::vector<double> add_plenty(const Mode& mode, double tau, const std::vector<double>& before) {
+    std::vector<Item> all;
+    for (size_t pool = 0; pool < problem_.pools.size(); ++pool) {
+      if (devices_[pool].all > 0 && !counted_[pool]) add_items(mode, tau, pool, all);
     }
+    const auto price = [&](const Item& item) { return prices_[static_cast<size_t>(item.type)]; };
+    std::sort(all.begin(), all.end(), [&](const Item& a, const Item& b) {
+      return std::tuple(price(a), -a.cap, -a.cap_head, a.type) <
+             std::tuple(price(b), -b.cap, -b.cap_head, b.type);
+    });
+    Step step;
+    for (const Item& item : all) {
+      const bool beaten = std::any_of(step.items.begin(), step.items.end(), [&](const Item& other) {
+        return other.cap >= item.cap && other.cap_head >= item.cap_head;
+      });
+      if (!beaten) step.items.push_back(item);
+    }
+    step.before = before;
+    step.cost = before;
+    for (size_t k = 0; k <= stages_; ++k) {
+      for (size_t n = layers_ + 1; n-- > 0;) add_uncounted(step, k, n);
+    }
+    steps_.push_back(std::move(step));
+    return steps_.back().cost;
+  }
+
+  std::vector<double> add_pool(const Mode& mode, double tau, size_t pool,
+                               const std::vector<double>& before) {
+    const size_t states = before.size();
+    Step step;
+    add_items(mode, tau, pool, step.items);
     const auto most = static_cast<size_t>(devices_[pool].all);
     step.cost.assign((most + 1) * states, kInfinite);
     std::copy(before.begin(), before.end(), step.cost.begin());
@@ -275,6 +299,7 @@ class BoundedCovering {
   void add_uncounted(Step& step, size_t k, size_t n) const {
     const size_t next = k + (stages_ > 0 ? 1 : 0);
     if (next > stages_) return;
+    if (step.cost[state(0, k, n)] == kInfinite && step.cost[state(1, k, n)] == kInfinite) return;
     for (const Item& item : step.items) {
       const double price = prices_[static_cast<size_t>(item.type)];
       const auto visit = [&](size_t head, size_t new_head, int32_t layers) {
