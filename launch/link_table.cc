@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <map>
+#include <set>
 
 #include "kernels/base/error.h"
 #include "kernels/base/printable.h"
@@ -20,7 +21,7 @@ using Links = std::vector<const MeasuredLink*>;
 
 std::string short_number(double value) {
   char text[32];
-  std::snprintf(text, sizeof text, value < 10 ? "%.2f" : value < 100 ? "%.1f" : "%.0f", value);
+  std::snprintf(text, sizeof text, value < 1000 ? "%.3g" : "%.0f", value);
   return text;
 }
 
@@ -74,9 +75,28 @@ std::map<std::pair<std::string, std::string>, Links> group(
   return groups;
 }
 
+// Hosts with more ranks than cores, whose messages wait for a turn: nothing is told of single
+// pairs.
+std::set<std::string> crowded_hosts(const std::vector<MeasuredLink>& links) {
+  std::map<std::string, std::map<int, int>> cores_of;  // by host and rank
+  for (const MeasuredLink& link : links) {
+    for (const RankInfo* const rank : {&link.a, &link.b}) {
+      cores_of[rank->host()][rank->rank()] = rank->device().cpus_size();
+    }
+  }
+  std::set<std::string> crowded;
+  for (const auto& [host, ranks] : cores_of) {
+    int cores = 0;
+    for (const auto& [rank, own] : ranks) cores = std::max(cores, own);
+    if (cores > 0 && static_cast<int>(ranks.size()) > cores) crowded.insert(host);
+  }
+  return crowded;
+}
+
 // Links far worse than the median of their kind, the worst first.
 std::string outliers(const std::vector<MeasuredLink>& links) {
   std::vector<std::pair<double, std::string>> found;
+  const std::set<std::string> crowded = crowded_hosts(links);
   for (const auto& [name, members] : group(links, kind)) {
     if (members.size() < kLeastOfAKind) continue;
     const double latency = median(members, latency_us);
@@ -84,7 +104,7 @@ std::string outliers(const std::vector<MeasuredLink>& links) {
     for (const MeasuredLink* const link : members) {
       const double worse = std::max(latency_us(*link) / std::max(latency, 1e-3),
                                     bandwidth / std::max(gigabytes_per_s(*link), 1e-9));
-      if (worse < kFar) continue;
+      if (worse < kFar || (one_host(*link) && crowded.contains(link->a.host()))) continue;
       found.emplace_back(worse, "rank " + std::to_string(link->a.rank()) + " on " + link->a.host() +
                                     " - rank " + std::to_string(link->b.rank()) + " on " +
                                     link->b.host() + ", " + transport(link->finding) + ": " +
@@ -95,6 +115,9 @@ std::string outliers(const std::vector<MeasuredLink>& links) {
   std::sort(found.begin(), found.end(),
             [](const auto& a, const auto& b) { return a.first > b.first; });
   std::string text;
+  for (const std::string& host : crowded) {
+    text += "  " + host + " has more ranks than cores: its messages wait for a turn\n";
+  }
   for (size_t i = 0; i < std::min(found.size(), kShownOutliers); ++i) {
     text += "  far from its like: " + found[i].second + "\n";
   }

@@ -14,9 +14,10 @@ using std::chrono::milliseconds;
 using std::chrono::steady_clock;
 
 constexpr int64_t kShort = sizeof(float);
-constexpr std::array<int64_t, 3> kLong = {64 << 10, 256 << 10, 1 << 20};
+constexpr int64_t kProbe = 64 << 10;
+constexpr int64_t kLong = 1 << 20;
 constexpr int kShortTrips = 40;  // at most
-constexpr int kLongTrips = 4;
+constexpr int kLongTrips = 4;    // beside the first two
 // A peer that the others' time-outs have waited for long enough still gets a look.
 constexpr milliseconds kLook{20};
 
@@ -42,7 +43,7 @@ void send_request(Communicator& pair, const Request& request) {
 Request receive_request(Communicator& pair) {
   std::vector<float> values(2);
   pair.recv(as_tensor(values), 0);
-  const bool sound = values[0] >= kShort && values[0] <= float(kLong.back()) && values[1] >= 0 &&
+  const bool sound = values[0] >= kShort && values[0] <= float(kLong) && values[1] >= 0 &&
                      values[1] <= kShortTrips;
   if (!sound) {
     throw Error(Code::kInvalidArgument, "cannot measure: the peer asks for messages of " +
@@ -57,10 +58,10 @@ double fastest(Communicator& pair, int64_t bytes, int trips) {
   return std::ranges::min(round_trips(pair, bytes, trips));
 }
 
-// One trip, and a few more where they fit in `seconds`.
-double fastest_in(double seconds, Communicator& pair, int64_t bytes, int most) {
-  const double first = fastest(pair, bytes, 1);
-  const int more = static_cast<int>(std::min(seconds / first, double(most)));
+// `least` trips, and a few more where they fit in `seconds`.
+double fastest_in(double seconds, Communicator& pair, int64_t bytes, int least, int more) {
+  const double first = fastest(pair, bytes, least);
+  more = static_cast<int>(std::min(seconds / first, double(more)));
   return more < 1 ? first : std::min(first, fastest(pair, bytes, more));
 }
 
@@ -84,27 +85,22 @@ std::vector<double> round_trips(Communicator& pair, int64_t bytes, int trips) {
 }
 
 LinkSample lead_measurement(Communicator& pair, milliseconds budget) {
-  const auto start = steady_clock::now();
+  double latency = 0;
+  // What a trip takes beyond a short message there and one back: its bytes, and the trips that MPI
+  // makes before it sends so many. On a busy machine the short ones may have had bad luck.
+  const auto beyond = [&](double trip) { return std::max(trip - 2 * latency, trip / 16); };
   const double seconds = std::chrono::duration<double>(budget).count();
   fastest(pair, kShort, 1);  // whatever a first message must set up
-  const double latency = fastest_in(seconds / 4, pair, kShort, kShortTrips) / 2;
-
-  // A long message may make three trips before its bytes flow, so what counts is how much longer
-  // the longer one takes. A slow link shows that with few bytes.
-  double bandwidth = 0, last_bytes = 0, last_time = 0;
-  for (const int64_t bytes : kLong) {
-    const double time = std::max(fastest_in(seconds / 16, pair, bytes, kLongTrips) - latency, 1e-9);
-    const double whole = double(bytes) / time;
-    const double more = time - last_time;
-    // Noise can make that as small as it likes; three trips in place of one cannot.
-    bandwidth = std::clamp((double(bytes) - last_bytes) / std::max(more, 1e-9), whole, 4 * whole);
-    const bool shows = last_bytes > 0 && more > std::max(latency, time / 4);
-    if (shows && seconds_since(start) > seconds / 2) break;
-    last_bytes = double(bytes);
-    last_time = time;
+  latency = fastest_in(seconds / 4, pair, kShort, 1, kShortTrips) / 2;
+  double bytes = double(kProbe);
+  double time = beyond(fastest(pair, kProbe, 1));
+  if (time < seconds / 4) {  // else it says enough, and a longer one would take too long
+    bytes = double(kLong);
+    // The first opens TCP's window.
+    time = beyond(fastest_in(seconds / 4, pair, kLong, 2, kLongTrips));
   }
   send_request(pair, {kShort, 0});
-  return {latency, bandwidth};
+  return {latency, bytes / std::max(time, 1e-9)};
 }
 
 void answer_measurement(Communicator& pair) {

@@ -16,7 +16,7 @@ namespace trireme {
 
 struct LinkSample {
   double latency_s = 0;              // one way, of a short message: the fastest of many
-  double bandwidth_bytes_per_s = 0;  // what a longer message takes more
+  double bandwidth_bytes_per_s = 0;  // of the time that a message of 1 MiB takes beyond that
 };
 
 // Index 0 of a group of two leads, index 1 answers until it is told that that is all. `budget`:

@@ -43,13 +43,14 @@ class Links(unittest.TestCase):
                 self.assertIn("TCP, eth0", transport)
                 self.assertGreater(min(latency), 1000 * LATENCY_MS * 0.9)
                 self.assertLess(min(latency), 1000 * LATENCY_MS * 3)
-                self.assertGreater(max(bandwidth), 0.125 / 4)
-                self.assertLess(min(bandwidth), 0.125 * 3)
+                # A busy machine makes it less, nothing makes it more.
+                self.assertGreater(max(bandwidth), 0.125 / 8)
+                self.assertLess(min(bandwidth), 0.125 * 1.5)
             for name in ("inside h2", "inside h3"):
                 self.assertEqual(table[name][0], "shared memory")
             taken = int(re.search(r"measured in (\d+) ms", job.log())[1])
-            print_bar("links of 5 ranks on 3 hosts over 1 Gbit/s and 5 ms: measured in, s", taken / 1000, "< 1",
-                      taken < 1000, latency_us=[row[2] for row in between], gb_per_s=[row[3] for row in between])
+            print_bar("links of 5 ranks on 3 hosts over 1 Gbit/s and 5 ms: measured in, s", taken / 1000, "< 1", taken < 1000,
+                      latency_us=[row[2] for row in between], gb_per_s=[row[3] for row in between])
 
     def test_a_pair_that_cannot_connect(self):
         with Hosts(3) as bed:
@@ -57,7 +58,9 @@ class Links(unittest.TestCase):
             for host, other in (("h2", "h3"), ("h3", "h2")):
                 bed.run(host, "ip", "neigh", "replace", bed.address(other), "lladdr", "02:00:00:00:00:99",
                         "nud", "permanent", "dev", "eth0")
-            with Job([*on_hosts(bed, 1), BINARY, *START, "--start_timeout", "3s"]) as job:
+            # With recovery on, mpirun's status would say nothing.
+            launcher = [word for word in on_hosts(bed, 1) if word != "--enable-recovery"]
+            with Job([*launcher, BINARY, *START, "--start_timeout", "3s"]) as job:
                 harness.wait_until(lambda: "cannot start" in job.log() or job.process.poll() is not None, 30,
                                    "the pair is named")
                 self.assertRegex(job.log(), r"rank 1 on h2 hears nothing from rank 2 on h3 \(\w+, eth0\): no answer in "

@@ -41,11 +41,11 @@ TEST(LinkTable, ARowForEachPairOfHosts) {
   };
   links[1].finding.set_interface_bytes_per_s(125e6);
   EXPECT_EQ(link_table(links),
-            "  links     transport              pairs  latency µs          bandwidth GB/s\n"
-            "  a - b     TCP, eth0              2      30.0 / 40.0 / 40.0  0.10 / 0.12 / 0.12\n"
-            "  a - b     TCP, eth0 1.00 Gbit/s  1      20.0                0.12\n"
-            "  inside a  shared memory          1      0.50                8.00\n"
-            "  inside b  shared memory          1      0.60                7.50\n");
+            "  links     transport           pairs  latency µs    bandwidth GB/s\n"
+            "  a - b     TCP, eth0           2      30 / 40 / 40  0.1 / 0.115 / 0.115\n"
+            "  a - b     TCP, eth0 1 Gbit/s  1      20            0.12\n"
+            "  inside a  shared memory       1      0.5           8\n"
+            "  inside b  shared memory       1      0.6           7.5\n");
 }
 
 TEST(LinkTable, NamesWhatIsFarFromItsLike) {
@@ -57,11 +57,28 @@ TEST(LinkTable, NamesWhatIsFarFromItsLike) {
   const size_t worst =
       table.find("far from its like: rank 1 on a - rank 6 on b, TCP, eth0: 1000 µs");
   const size_t other =
-      table.find("far from its like: rank 1 on a - rank 5 on b, TCP, eth0: 20.0 µs, 0.10 GB/s");
+      table.find("far from its like: rank 1 on a - rank 5 on b, TCP, eth0: 20 µs, 0.1 GB/s");
   ASSERT_NE(worst, std::string::npos) << table;
   ASSERT_NE(other, std::string::npos) << table;
   EXPECT_LT(worst, other);
   EXPECT_EQ(table.find("rank 7"), std::string::npos);
+}
+
+// Noise of the scheduler is no property of a link.
+TEST(LinkTable, RanksThatShareCoresAreNoOutliers) {
+  std::vector<MeasuredLink> links;
+  for (int rank = 2; rank < 8; ++rank) links.push_back(link(1, "a", rank, "a", 1, 1));
+  links[3].finding.set_latency_s(1e-3);
+  EXPECT_NE(link_table(links).find("far from its like: rank 1 on a - rank 5 on a"),
+            std::string::npos);
+  for (MeasuredLink& each : links) {
+    for (RankInfo* const info : {&each.a, &each.b}) {
+      for (const int cpu : {0, 1}) info->mutable_device()->add_cpus(cpu);
+    }
+  }
+  const std::string table = link_table(links);
+  EXPECT_EQ(table.find("far from its like"), std::string::npos) << table;
+  EXPECT_NE(table.find("a has more ranks than cores"), std::string::npos) << table;
 }
 
 TEST(LinkTable, StaysShortWhenHostsAreMany) {
