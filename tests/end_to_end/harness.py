@@ -194,11 +194,12 @@ def run(*arguments, ranks=1, seconds=60):
 class Server(Job):
     """`trireme serve`, ready to answer."""
 
-    def __init__(self, model, *options, ranks=3, recovery=False, listen="127.0.0.1:0", environment=None,
-                 ready=True):
-        """ready=False: does not wait until it answers; the test calls wait_ready()."""
+    def __init__(self, model, *options, ranks=3, recovery=False, listen="127.0.0.1:0", launcher=None,
+                 environment=None, ready=True):
+        """launcher: in place of mpirun. ready=False: does not wait until it answers; the test calls wait_ready()."""
         self.address_file = Path(tempfile.mkdtemp(prefix="trireme-address-")) / "address"
-        launcher = mpirun(ranks, recovery) if ranks > 1 else []
+        if launcher is None:
+            launcher = mpirun(ranks, recovery) if ranks > 1 else []
         super().__init__([*launcher, BINARY, "serve", "--model", model, "--listen", listen,
                           "--address_file", self.address_file, *options], environment)
         self._channels = []
