@@ -53,7 +53,7 @@ def health_status(server):
 
 class Stopped(unittest.TestCase):
     def test_inside_an_all_reduce(self):
-        request = chat_request("Tell a very long story of a ship.", max_tokens=2000, ignore_eos=True)
+        request = chat_request("Tell a very long story of a ship.", max_tokens=8000, ignore_eos=True)
         with Server(harness.demo_model(), "--tp", "2", "--pp", "1", ranks=3, recovery=True) as server:
             watch = Watch(server)
             stream = Stream(server.inference.Chat(request)).wait_begun()
@@ -71,8 +71,7 @@ class Stopped(unittest.TestCase):
                 self.assertIn("silent", stopped.why)
                 self.assertEqual((stopped.rank, stopped.host, stopped.replica, stopped.stage),
                                  (2, socket.gethostname(), 0, 0))
-                self.assertGreater(stopped.current_micro_batch, 0)
-                self.assertTrue(stopped.operation)
+                self.assertTrue(stopped.operation)  # of its last heartbeat
                 self.assertGreaterEqual(stopped.heartbeat_age_ms, 1900)
                 # The other one waits for it, and is not to blame.
                 self.assertEqual(waiting.state, "serving")
@@ -87,11 +86,12 @@ class Stopped(unittest.TestCase):
             again_at = time.monotonic()
             at, _ = watch.wait(lambda health: health.serving, 5, "it serves again", again_at)
             self.assertRegex(server.log(), r"W .* rank 2 \(host \S+, stage 0\) is suspected: silent: no heartbeat for "
-                             r"2\.\d s; it was in micro-batch \d+, ")
+                             r"2\.\d s; it was (in micro-batch|idle)")
             self.assertRegex(server.log(), r"rank 2 \(.*\) is well again")
             harness.print_bar("SIGCONT to SERVING, s", round(at - again_at, 2), "<= 2.5", at - again_at <= 2.5)
             drawn = len(stream.answer.ids)
-            harness.wait_until(lambda: len(stream.answer.ids) > drawn + 5, 10, "the stream goes on")
+            harness.wait_until(lambda: len(stream.answer.ids) > drawn + 5 or stream.ended_at, 30, "the stream goes on")
+            self.assertIsNone(stream.error)
             self.assertEqual(health_status(server), "SERVING")
             stream.call.cancel()
 

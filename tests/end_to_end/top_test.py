@@ -66,7 +66,7 @@ class Top(unittest.TestCase):
         return terminal
 
     def test_live(self):
-        with Server(harness.demo_model(), ranks=3) as server:
+        with Server(harness.demo_model(), "--pp", "2", ranks=3) as server:
             terminal = self.terminal(server, "--interval", "200ms")
             stream = Stream(server.inference.Chat(chat_request(
                 "Tell a very long story.", max_tokens=6000, ignore_eos=True))).wait_begun()
