@@ -267,7 +267,9 @@ TEST(PlannerProperties, ADegradedDeviceIsAClassOfItsOwn) {
   for (const ReplicaSpec& replica : placement.replicas()) {
     for (const StageSpec& stage : replica.stages()) {
       for (const ShardSpec& shard : stage.shards()) {
-        if (shard.rank() == 4) EXPECT_EQ(stage.shards_size(), 1);
+        if (shard.rank() == 4) {
+          EXPECT_EQ(stage.shards_size(), 1);
+        }
       }
     }
   }
