@@ -87,7 +87,8 @@ TEST(ChatTools, Glm4ListsThemAsSections) {
   token("<|system|>");
   text(
       "\n你是一个名为 ChatGLM 的人工智能助手。你是基于智谱AI训练的语言模型 GLM-4 "
-      "模型开发的，你的任务是针对用户的问题和要求提供适当的答复和支持。\n\n# 可用工具\n\n"
+      "模型开发的，你的任务是针对用户的问题和要求"
+      "提供适当的答复和支持。\n\n# 可用工具\n\n"
       "## get_weather\n\n{\n    \"name\": \"get_weather\",\n    \"description\": \"天气\",\n    "
       "\"parameters\": {\n        \"type\": \"object\",\n        \"properties\": {\n            "
       "\"city\": {\n                \"type\": \"string\"\n            }\n        }\n    }\n}\n"
