@@ -46,8 +46,8 @@ struct PlacementOptions {
 Placement plan_placement(const Topology& topology, const ModelSpec& model,
                          const PlacementOptions& options);
 
-// After a loss: `topology` is what is left. Replicas that lost no rank stay as they are; the ranks of
-// the others and the spare ones are planned anew. The gap is to the old bound.
+// After a loss: `topology` is what is left. Replicas that lost no rank stay as they are; the ranks
+// of the others and the spare ones are planned anew. The gap is to the old bound.
 Placement replan_placement(const Topology& topology, const ModelSpec& model,
                            const PlacementOptions& options, const Placement& old);
 

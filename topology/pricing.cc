@@ -5,6 +5,7 @@
 #include <numeric>
 #include <queue>
 
+#include "topology/bounded_covering.h"
 #include "topology/column_generation.h"
 #include "topology/covering.h"
 
@@ -102,6 +103,41 @@ struct Span {
   bool operator<(const Span& other) const { return worth < other.worth; }
 };
 
+double cost_of(const Counts& counts, const Prices& prices) {
+  double cost = 0;
+  for (size_t t = 0; t < counts.size(); ++t) cost += counts[t] * prices[t];
+  return std::max(cost, 1e-300);
+}
+
+// Whether the islands hold these stages. Adds the pools that do not to `counted`.
+bool fits(const SearchProblem& problem, const Islands& islands, const Counts& counts,
+          std::vector<bool>& counted) {
+  bool all = true;
+  for (size_t pool = 0; pool < problem.pools.size(); ++pool) {
+    auto free = islands[pool];
+    if (take_from_pool(problem, pool, counts, free)) continue;
+    all = false;
+    counted.resize(problem.pools.size(), false);
+    counted[pool] = true;
+  }
+  return all;
+}
+
+// Best first, each shape once.
+std::vector<Replica> best_of(std::vector<std::pair<double, Replica>> found) {
+  std::stable_sort(found.begin(), found.end(),
+                   [](const auto& a, const auto& b) { return a.first > b.first; });
+  std::vector<Replica> best;
+  for (auto& [worth, replica] : found) {
+    const Counts& counts = replica.counts;
+    const bool again =
+        std::any_of(best.begin(), best.end(), [&](const Replica& r) { return r.counts == counts; });
+    if (!again) best.push_back(std::move(replica));
+    if (best.size() >= 24) break;
+  }
+  return best;
+}
+
 }  // namespace
 
 Priced Pricing::price(const Prices& prices, double tolerance, const Stopwatch& stopwatch) const {
@@ -150,23 +186,13 @@ Priced Pricing::price(const Prices& prices, double tolerance, const Stopwatch& s
       continue;
     }
     std::vector<bool> counted = span.counted;
-    counted.resize(problem_.pools.size(), false);
-    bool there = true, more = false;
-    for (size_t pool = 0; pool < problem_.pools.size(); ++pool) {
-      auto free = table_->islands[pool];
-      if (take_from_pool(problem_, pool, span.counts, free)) continue;
-      there = false;
-      more = more || !counted[pool];
-      counted[pool] = true;
-    }
-    if (more) {
+    const bool there = fits(problem_, table_->islands, span.counts, counted);
+    if (counted != span.counted) {
       push(span.mode, span.least, span.most, Known::kBounded, span.worth, counted);
       continue;
     }
     if (auto replica = there ? best_replica(problem_, span.counts) : std::nullopt) {
-      double cost = 0;
-      for (size_t t = 0; t < span.counts.size(); ++t) cost += span.counts[t] * prices[t];
-      const double worth = replica->rate / std::max(cost, 1e-300);
+      const double worth = replica->rate / cost_of(span.counts, prices);
       best = std::max(best, worth);
       found.emplace_back(worth, std::move(*replica));
     }
@@ -180,14 +206,7 @@ Priced Pricing::price(const Prices& prices, double tolerance, const Stopwatch& s
     push(span.mode, middle, span.most, Known::kRoughly, span.worth);
   }
   result.worth = std::max(result.worth, best * (1 + tolerance));
-  std::stable_sort(found.begin(), found.end(),
-                   [](const auto& a, const auto& b) { return a.first > b.first; });
-  for (auto& [worth, replica] : found) {
-    const bool again = std::any_of(result.replicas.begin(), result.replicas.end(),
-                                   [&](const Replica& r) { return r.counts == replica.counts; });
-    if (!again) result.replicas.push_back(std::move(replica));
-    if (result.replicas.size() >= 24) break;
-  }
+  result.replicas = best_of(std::move(found));
   return result;
 }
 
