@@ -13,7 +13,7 @@
 namespace trireme {
 namespace {
 
-std::string path_of(const std::string& name) {
+std::string data_file(const std::string& name) {
   return std::string(TRIREME_SOURCE_DIR) + "/tests/data/clusters/" + name + ".json";
 }
 
@@ -126,12 +126,12 @@ double accelerate(const NamedCluster& cluster, const PlannerInput& input) {
 }  // namespace
 
 std::vector<NamedCluster> named_clusters() {
-  std::ifstream file(path_of("references"));
+  std::ifstream file(data_file("references"));
   std::vector<NamedCluster> clusters;
   for (const auto& entry : nlohmann::json::parse(file)) {
     NamedCluster cluster;
     cluster.name = entry["name"];
-    cluster.topology = read_topology(path_of(cluster.name));
+    cluster.topology = read_topology(data_file(cluster.name));
     const bool llama = entry["model"] == "llama3-70b";
     cluster.model = llama ? make_model(80, 64, 8, 128, 28672, 128256) : chatglm3();
     cluster.options = reference_options(entry, llama);
