@@ -91,7 +91,9 @@ class Judge {
 }  // namespace
 
 void note_heartbeat(RankRecord& rank, const Heartbeat& beat, Clock::time_point now) {
-  const bool computes = beat.waiting_for_size() == 0;
+  // Who waits or idles uses CPU time as well, to look whether something has come.
+  const bool idle = beat.operation() == OPERATION_IDLE && beat.current() == 0;
+  const bool computes = beat.waiting_for_size() == 0 && !idle;
   const bool moves = !rank.heard || beat.operations() != rank.beat.operations() ||
                      (computes && beat.cpu_us() != rank.beat.cpu_us());
   if (moves) rank.moved = now;

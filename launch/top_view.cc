@@ -48,6 +48,15 @@ std::string right(const std::string& text, int width) {
   return std::string(static_cast<size_t>(std::max(width - columns(kept), 0)), ' ') + kept;
 }
 
+// Text of others as one line that commands no terminal.
+std::string plain(const std::string& text) {
+  std::string line = for_terminal(text);
+  for (char& c : line) {
+    if (c == '\n' || c == '\t') c = ' ';
+  }
+  return line;
+}
+
 std::string number(const char* format, double value) {
   char text[48];
   std::snprintf(text, sizeof text, format, value);
@@ -108,10 +117,10 @@ class View {
   }
 
   void head() {
-    const std::string word = !state_.health ? "no answer" : for_terminal(state_.health->state());
+    const std::string word = !state_.health ? "no answer" : plain(state_.health->state());
     std::string shown = word;
     for (char& c : shown) c = static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
-    const std::string name = "trireme top  " + for_terminal(state_.server);
+    const std::string name = "trireme top  " + plain(state_.server);
     lines_.push_back(paint(left(name, width_ - columns(shown) - 1), kBold) + " " +
                      paint(shown, state_.health ? colour_of(word) : kRed));
   }
@@ -185,9 +194,9 @@ class View {
         rank.current_micro_batch() != 0 ? rank.current_micro_batch() : rank.micro_batch();
     const bool heard = rank.has_heartbeat_age_ms();
     const std::string line =
-        row({std::to_string(rank.rank()), place, for_terminal(rank.state()),
-             for_terminal(rank.host()), heard ? std::to_string(batch) : "-",
-             for_terminal(rank.operation()), ranks_text(rank.waiting_for()),
+        row({std::to_string(rank.rank()), place, plain(rank.state()), plain(rank.host()),
+             heard ? std::to_string(batch) : "-", plain(rank.operation()),
+             ranks_text(rank.waiting_for()),
              heard ? age_text(rank.since_ms() + state_.health_age.count()) : "-"});
     if (!style_.colour) {
       lines_.push_back(line);
@@ -228,8 +237,7 @@ class View {
 
   // At spaces where there are some.
   std::vector<std::string> wrapped(const std::string& raw) const {
-    std::string rest = for_terminal(raw);
-    std::replace(rest.begin(), rest.end(), '\n', ' ');
+    std::string rest = plain(raw);
     std::vector<std::string> lines;
     while (columns(rest) > width_) {
       // Bytes are at least columns, so this never cuts too late.

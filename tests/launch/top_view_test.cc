@@ -62,7 +62,7 @@ TEST(TopView, ShowsWhoWaitsForWhom) {
             std::string::npos)
       << text;
   EXPECT_NE(text.find("   1 0/0   serving   node1"), std::string::npos) << text;
-  EXPECT_NE(text.find(" 17 layer 7 all-reduce     3 "), std::string::npos) << text;
+  EXPECT_NE(text.find(" 17 layer 7 all-reduce   3 "), std::string::npos) << text;
   EXPECT_NE(text.find("2.0 s"), std::string::npos) << text;
   EXPECT_NE(text.find("rank 3 on node3: silent: no heartbeat for 2.1 s"), std::string::npos)
       << text;
