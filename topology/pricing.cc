@@ -13,6 +13,7 @@ namespace trireme {
 namespace {
 
 constexpr int32_t kMostStages = 32;
+constexpr int32_t kFewStages = 8;
 constexpr double kFirstStep = 1.35;  // between the times that are looked at first
 
 int32_t memory_layers(const StageType& type, double kv_positions, double extra) {
@@ -153,9 +154,10 @@ Priced Pricing::price(const Prices& prices, double tolerance, const Stopwatch& s
       case Known::kRoughly: cost = covering.least_cost(m, most); break;
       case Known::kUnbounded: cost = covering.solve(m, most, &span.counts); break;
       case Known::kBounded:
-        // Counting the stages as well costs more: only if they are too many.
+        // Counting the stages as well costs more, the more there may be: only if they are too many.
         cost = bounded.solve(m, most, false, counted, span.counts);
-        if (std::accumulate(span.counts.begin(), span.counts.end(), 0) > m.stages) {
+        if (m.stages <= kFewStages &&
+            std::accumulate(span.counts.begin(), span.counts.end(), 0) > m.stages) {
           std::fill(span.counts.begin(), span.counts.end(), 0);
           cost = bounded.solve(m, most, true, counted, span.counts);
         }

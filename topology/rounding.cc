@@ -9,6 +9,7 @@ namespace trireme {
 namespace {
 
 constexpr size_t kMostVectors = 20'000;
+constexpr int32_t kMostDevices = 40;  // to list more takes longer than it gains
 
 // A placement that grows and shrinks by whole replicas of known shapes.
 class Rounding {
@@ -76,6 +77,11 @@ SearchProblem with_islands(const SearchProblem& problem, const Islands& islands)
 bool fill_exactly(const SearchProblem& problem, Rounding& rounding) {
   Islands left;
   if (!rounding.left(left) || problem.fixed_replicas > 0) return false;
+  int32_t devices = 0;
+  for (const auto& pool : left) {
+    for (const auto& [size, count] : pool) devices += size * count;
+  }
+  if (devices > kMostDevices) return false;
   const SearchProblem rest = with_islands(problem, left);
   const auto vectors = CountVectors::make(rest, kMostVectors);
   if (!vectors) return false;
