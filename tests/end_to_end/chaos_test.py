@@ -181,7 +181,6 @@ class Chaos(unittest.TestCase):
             self.assertEqual(service.wait(60), 0, service.log())
 
     def test_runs(self):
-        harness.need_status_file()
         model = harness.demo_model()
         runs = SAMPLE
         if ALL:

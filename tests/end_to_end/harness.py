@@ -66,12 +66,6 @@ def tiny_model(name="tiny-llama3"):
     return str(ROOT / "tests/data" / name)
 
 
-def need_status_file():
-    """launch/trireme-run judges a server by it."""
-    if b"--status_file" not in Path(BINARY).read_bytes():
-        raise unittest.SkipTest("this build of trireme has no --status_file")
-
-
 def shared_model(name):
     path = SHARED / "data/models" / name
     if not path.exists():

@@ -96,9 +96,6 @@ class Lines(unittest.TestCase):
 
 
 class Ends(unittest.TestCase):
-    def setUp(self):
-        harness.need_status_file()
-
     def server(self, model=None, *options, launcher=()):
         return Server(model or harness.tiny_model(), "--pp", "2", *options, launcher=trireme_run(*launcher))
 
@@ -162,9 +159,6 @@ class Ends(unittest.TestCase):
 
 
 class Relaunch(unittest.TestCase):
-    def setUp(self):
-        harness.need_status_file()
-
     def test_a_lost_job_answers_again(self):
         model = harness.demo_model()
         request = chat_request("What is the capital of France?", max_tokens=8)

@@ -83,7 +83,6 @@ class ThreeHosts(unittest.TestCase):
 
     def run_over(self, *options):
         """A Server's launcher: trireme-run on h1."""
-        harness.need_status_file()
         return ["env", *(f"{name}={value}" for name, value in self.bed.environment.items()), "setpriv", "--pdeathsig",
                 "TERM", *self.bed.on("h1"), harness.RUN, "--agent", hosts.AGENT, *options, "--binary"]
 

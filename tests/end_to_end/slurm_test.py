@@ -32,7 +32,6 @@ def readme_commands():
 class OnSlurm(unittest.TestCase):
     def setUp(self):
         slurm.need_slurm()
-        harness.need_status_file()
         self.model = harness.demo_model()
         # As in a clone that is built.
         self.clone = Path(tempfile.mkdtemp(prefix="trireme-clone-"))

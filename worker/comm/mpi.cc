@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <condition_variable>
+#include <csignal>
 #include <cstring>
 #include <mutex>
 #include <optional>
@@ -322,6 +323,9 @@ std::unique_ptr<Communicator> MpiTransport::make_group(std::span<const int> rank
 MpiJob::MpiJob() {
   int provided = 0;
   check_mpi(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_MULTIPLE, &provided), "start MPI");
+  // MPICH's and Intel MPI's launchers send it to every rank when one has died, and their MPI_Init
+  // has taken it for itself; who died is seen by the control connections.
+  std::signal(SIGUSR1, SIG_IGN);
   MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
   MPI_Comm_set_errhandler(MPI_COMM_SELF, MPI_ERRORS_RETURN);
   if (provided < MPI_THREAD_MULTIPLE) {
