@@ -52,7 +52,7 @@ class Roster {
   std::vector<Verdict::State> told_;  // of the polling thread
   mutable std::mutex mutex_;
   // Guarded by mutex_; written by the polling thread only.
-  std::vector<RankRecord> ranks_;   // ascending
+  std::vector<RankRecord> ranks_;  // ascending
   std::vector<Failure> failures_;  // that follow from no other
 };
 

@@ -30,6 +30,8 @@ std::vector<RankInfo> loading_ranks(const Topology& topology, const Placement& p
 // A rank that has lost a peer may be heard before that peer's end is.
 constexpr std::chrono::milliseconds kExplainTime{150};
 
+void print(const std::string& text) { std::fputs(text.c_str(), stderr); }
+
 std::string number(const char* format, double value) {
   char text[32];
   std::snprintf(text, sizeof text, format, value);
@@ -44,9 +46,8 @@ Loading::Loading(const Topology& topology, const Placement& placement, bool veri
       roster_(roster),
       begin_deadline_(Clock::now() + begin_timeout),
       check_(loading_ranks(topology, placement)),
-      display_(
-          verify ? "loading and verifying" : "loading", isatty(STDERR_FILENO) == 1,
-          [](const std::string& text) { std::fputs(text.c_str(), stderr); }, Clock::now()) {
+      display_(verify ? "loading and verifying" : "loading", isatty(STDERR_FILENO) == 1, print,
+               Clock::now()) {
   for (const RankInfo& rank : loading_ranks(topology, placement)) {
     host_of_[rank.rank()] = rank.host();
     nodes_[rank.host()].ranks.push_back(rank.rank());

@@ -22,10 +22,10 @@ class Free {
     const auto n = static_cast<size_t>(size);
     std::vector<size_t> at;
     for (size_t begin = 0; begin + n <= free_.size() && at.empty(); begin += n) {
-      if (std::all_of(free_.begin() + static_cast<long>(begin),
-                      free_.begin() + static_cast<long>(begin + n), [](bool f) { return f; })) {
-        for (size_t i = 0; i < n; ++i) at.push_back(begin + i);
-      }
+      const auto first = free_.begin() + static_cast<long>(begin);
+      if (std::find(first, first + static_cast<long>(n), false) != first + static_cast<long>(n))
+        continue;
+      for (size_t i = 0; i < n; ++i) at.push_back(begin + i);
     }
     for (size_t i = 0; i < free_.size() && at.size() < n; ++i) {
       if (free_[i]) at.push_back(i);
