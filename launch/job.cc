@@ -44,6 +44,8 @@ void refuse_beside_a_map(const PlacementFlags& flags) {
   }
 }
 
+}  // namespace
+
 Placement choose_placement(const PlacementFlags& flags, const Topology& topology,
                            const ModelSpec& model) {
   if (flags.device_map != "auto") {
@@ -63,10 +65,14 @@ Placement choose_placement(const PlacementFlags& flags, const Topology& topology
   options.max_batch_tokens = flags.max_batch_tokens;
   options.context = flags.context;
   options.max_memory_bytes = flags.max_memory_bytes;
+  const auto seconds = [](const std::optional<std::chrono::milliseconds>& limit) {
+    return limit ? std::optional(std::chrono::duration<double>(*limit).count()) : std::nullopt;
+  };
+  options.objective = flags.objective == "latency" ? OBJECTIVE_LATENCY : OBJECTIVE_THROUGHPUT;
+  options.tpot_limit_s = seconds(flags.tpot_max);
+  options.ttft_limit_s = seconds(flags.ttft_max);
   return plan_placement(topology, model, options);
 }
-
-}  // namespace
 
 struct Job::State {
   PlacementFlags flags;

@@ -42,6 +42,11 @@ class Job {
   std::unique_ptr<State> state_;
 };
 
+// By --device_map and the flags beside it. Throws kInvalidArgument for flags or a file that cannot
+// be used, kResourceExhausted where the model does not fit.
+Placement choose_placement(const PlacementFlags& flags, const Topology& topology,
+                           const ModelSpec& model);
+
 // What the launcher's environment says this process is; read by options.cc.
 //   rank 0 of n > 1, or alone: run the sub-command. Other ranks: run_worker().
 // Runs one worker until the coordinator ends it; returns the exit status.

@@ -13,6 +13,7 @@
 #include "launch/generate.h"
 #include "launch/job.h"
 #include "launch/options.h"
+#include "launch/plan.h"
 #include "launch/serve.h"
 #include "launch/status_file.h"
 #include "launch/top.h"
@@ -28,16 +29,6 @@ int exit_status(Code code) {
   const bool bad_input = code == Code::kInvalidArgument || code == Code::kNotFound ||
                          code == Code::kFailedPrecondition;
   return bad_input ? kBadInput : kFailure;
-}
-
-int plan(const Options& options) {
-  const Job job(options);
-  if (!options.json) {
-    std::cout << placement_table(job.topology(), job.model(), job.placement());
-    return 0;
-  }
-  std::cout << placement_to_json(job.placement()) << '\n';
-  return 0;
 }
 
 // A rank that computes. The launcher passes signals on to every rank: what they mean is for rank 0
@@ -57,7 +48,9 @@ int run(const Options& options, std::optional<StatusFile>& status_file, std::str
       result = serve(options, *status_file);
       return 0;
     case Options::Command::kGenerate: return leads ? generate(options) : work(options);
-    case Options::Command::kPlan: return leads ? plan(options) : work(options);
+    case Options::Command::kPlan:
+      if (leads) return plan(options);
+      return plans_for_this_job(options.plan) ? work(options) : 0;
     case Options::Command::kChat: return leads ? chat(options.chat) : 0;
     case Options::Command::kTop: return leads ? top(options.top) : 0;
     case Options::Command::kNone: return 0;

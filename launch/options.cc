@@ -73,6 +73,13 @@ constexpr const char* kTopExamples = R"(Examples:
   trireme top --json | jq .health.ranks             a line at every change
 
 A rank is suspected when it was silent for 2 s, or does not move for 10 s though nobody keeps it waiting.)";
+constexpr const char* kPlanExamples = R"(Examples:
+  trireme plan --model PATH --explain                            what serve would do here
+  trireme plan --model PATH --topology cluster.json --explain    for a cluster that you do not have
+  trireme plan --model PATH --topology cluster.json --svg plan.svg --tpot_max 50ms
+  trireme plan --model PATH --topology cluster.json --json > placement.json
+
+With --topology PATH needs a config.json only, or a GGUF file's metadata: no weight is read.)";
 
 [[noreturn]] void bad_value(const std::string& flag, const std::string& text,
                             const std::string& allowed) {
@@ -206,12 +213,30 @@ void add_placement_flags(CLI::App& app, PlacementFlags& flags) {
   add_duration(app, "--start_timeout", flags.start_timeout,
                "of each step before the load, in which every rank must take part, such as 30s")
       ->default_str("60s");
+  app.add_option("--objective", flags.objective,
+                 "of the plan: throughput within the limits, or latency of one request alone")
+      ->check(CLI::IsMember({"throughput", "latency"}))
+      ->capture_default_str();
+  add_duration(app, "--tpot_max", flags.tpot_max, "longest time per output token, such as 50ms");
+  add_duration(app, "--ttft_max", flags.ttft_max, "longest time to the first token, such as 2s");
   app.add_option("--isa", flags.isa, "CPU instructions to use, for tests (auto: the best)");
 }
 
 void add_verify_flag(CLI::App& app, PlacementFlags& flags) {
   app.add_flag("--verify_checkpoint", flags.verify_checkpoint,
                "read and digest every tensor on every host while loading, and compare");
+}
+
+void add_plan_flags(CLI::App& app, PlanFlags& flags) {
+  app.add_option(
+         "--topology", flags.topology,
+         "files with the machines to plan for, none of which need be there; probe (default): "
+         "the machines of this job")
+      ->take_all();
+  app.add_flag("--json", flags.json, "as JSON, which --device_map reads");
+  app.add_flag("--explain", flags.explain, "each rank's memory and time, and what decided");
+  app.add_option("--svg", flags.svg, "FILE gets a picture of it");
+  app.footer(kPlanExamples);
 }
 
 CLI::App* add_serve(CLI::App& app, Options& options) {
@@ -230,6 +255,7 @@ CLI::App* add_serve(CLI::App& app, Options& options) {
   serve->add_option("--tls_key", flags.tls_key, "its private key, PEM");
   serve->add_option("--tls_client_ca", flags.tls_client_ca,
                     "clients must show a certificate of this CA, PEM");
+  serve->add_option("--save_plan", flags.save_plan, "FILE gets the placement, for --device_map");
   serve->add_flag("--allow_insecure", flags.allow_insecure,
                   "listen beyond this machine without TLS and token");
   add_duration(*serve, "--dead_after", flags.dead_after,
@@ -407,7 +433,7 @@ Options parse_options(int argc, char** argv) {
   const CLI::App* const top = add_top(app, options.top);
   CLI::App* const plan = app.add_subcommand("plan", "Shows where a model would go");
   add_placement_flags(*plan, options.placement);
-  plan->add_flag("--json", options.json, "as JSON, which --device_map reads");
+  add_plan_flags(*plan, options.plan);
   CLI::App* const help = app.add_subcommand("help", "Tells what a sub-command does");
   help->add_option("subcommand", help_for, "its name");
   app.footer(kExamples);

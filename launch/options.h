@@ -35,7 +35,16 @@ struct PlacementFlags {
   int32_t threads = 0;             // per CPU rank; 0: its share of the node's cores
   std::string isa = "auto";        // CPU path, for tests
   std::chrono::milliseconds start_timeout{60000};  // --start_timeout: of each step before the load
-  bool verify_checkpoint = false;  // digest all weights on every node; serve and generate
+  bool verify_checkpoint = false;        // digest all weights on every node; serve and generate
+  std::string objective = "throughput";  // or latency
+  std::optional<std::chrono::milliseconds> tpot_max, ttft_max;
+};
+
+struct PlanFlags {
+  std::vector<std::string> topology;  // files, or "probe": this job's machines
+  bool json = false;
+  bool explain = false;
+  std::string svg;  // FILE
 };
 
 struct ServeFlags {
@@ -44,6 +53,7 @@ struct ServeFlags {
   int32_t max_queue = 256;
   std::string token_file;
   std::string tls_cert, tls_key, tls_client_ca;
+  std::string save_plan;        // --save_plan FILE: the placement, for --device_map
   bool allow_insecure = false;  // --allow_insecure: a non-loopback bind without TLS and token
   std::chrono::milliseconds dead_after{10000};
   std::string status_file;  // what rank 0 does, for whoever started it
@@ -108,11 +118,11 @@ struct Options {
   GenerateFlags generate;
   ChatFlags chat;
   TopFlags top;
-  bool json = false;
   std::string sub_command;  // its name
   // Every flag of the sub-command with its value as text, the default where it was not given: what
   // the ranks of a job compare.
   std::vector<std::pair<std::string, std::string>> flags;
+  PlanFlags plan;
 };
 
 // What the launcher's environment says this process is: rank 0 of n > 1 or alone runs the

@@ -12,6 +12,7 @@
 #include "kernels/base/error.h"
 #include "kernels/base/log.h"
 #include "launch/job.h"
+#include "launch/plan.h"
 #include "launch/session.h"
 #include "launch/stop_signal.h"
 #include "topology/shard.h"
@@ -82,6 +83,7 @@ std::string serve(const Options& options, StatusFile& status_file) {
     throw;
   }
   service.announce(job->topology(), job->placement(), job->engine());
+  if (!flags.save_plan.empty()) save_placement(flags.save_plan, job->placement());
   std::cerr << placement_table(job->topology(), job->model(), job->placement());
   status_file.set_state(StatusFile::State::kLoading);
   try {

@@ -195,7 +195,7 @@ TEST(Options, ChatAndPlan) {
   const Options plan = parse({"plan", "--model", "M", "--pp", "2", "--json"});
   EXPECT_EQ(plan.command, Options::Command::kPlan);
   EXPECT_EQ(plan.placement.pp, 2);
-  EXPECT_TRUE(plan.json);
+  EXPECT_TRUE(plan.plan.json);
 }
 
 // Each mistake is named, with the place to read on.
