@@ -91,13 +91,13 @@ LinkSample lead_measurement(Communicator& pair, milliseconds budget) {
   const auto beyond = [&](double trip) { return std::max(trip - 2 * latency, trip / 16); };
   const double seconds = std::chrono::duration<double>(budget).count();
   fastest(pair, kShort, 1);  // whatever a first message must set up
-  latency = fastest_in(seconds / 4, pair, kShort, 1, kShortTrips) / 2;
+  latency = fastest_in(seconds / 8, pair, kShort, 1, kShortTrips) / 2;
   double bytes = double(kProbe);
   double time = beyond(fastest(pair, kProbe, 1));
   if (time < seconds / 4) {  // else it says enough, and a longer one would take too long
     bytes = double(kLong);
     // The first opens TCP's window.
-    time = beyond(fastest_in(seconds / 4, pair, kLong, 2, kLongTrips));
+    time = beyond(fastest_in(seconds / 8, pair, kLong, 2, kLongTrips));
   }
   send_request(pair, {kShort, 0});
   return {latency, bytes / std::max(time, 1e-9)};
