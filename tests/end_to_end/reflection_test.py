@@ -16,7 +16,7 @@ server = None
 
 def setUpModule():
     global server
-    server = Server(harness.tiny_model(), ranks=3)
+    server = Server(harness.tiny_model(), "--pp", "2", ranks=3)
 
 
 def tearDownModule():
