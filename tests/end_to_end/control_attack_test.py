@@ -19,7 +19,7 @@ from hosts import Hosts
 MPI_PORT_OPTIONS = [word for family in ("v4", "v6") for word in (
     "--mca", f"btl_tcp_port_min_{family}", control_attack.MPI_PORTS.start,
     "--mca", f"btl_tcp_port_range_{family}", len(control_attack.MPI_PORTS))]
-ATTACK_S = 25
+ATTACK_S = 45       # a busy machine takes half of it to start and to measure
 MEMORY_MB = 64      # that rank 0 may hold more than without the attack
 SLOWER = 3          # on two cores, of which the attacker takes a part
 MUCH_SLOWER = 10    # on a machine that does other things too
