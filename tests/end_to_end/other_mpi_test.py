@@ -4,6 +4,7 @@ launch/trireme-run, a service that outlives a rank, hosts reached through an age
 import json
 import os
 import signal
+import subprocess
 import time
 import unittest
 
@@ -48,6 +49,8 @@ class OtherMpi(unittest.TestCase):
             self.assertEqual(bed.close(), [])
 
     def test_a_replica_outlives_the_other(self):
+        if "libmpi.so.12" in subprocess.run(["ldd", BINARY], capture_output=True, text=True).stdout:
+            self.skipTest("MPICH's Hydra ends the other ranks in some deaths, whatever its flags")
         request = chat_request("Count from one to a hundred in words.", max_tokens=100, ignore_eos=True)
         with Server(harness.demo_model(), "--dp", "2", "--pp", "1", launcher=trireme_run()) as server:
             expected = read(server.inference.Chat(request, timeout=60)).ids
