@@ -9,10 +9,9 @@ import threading
 import time
 import unittest
 
+import harness  # first: it finds the virtual environment
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-
-import harness
 from harness import Server, Stream, chat_request, ids_request
 
 FLIP_S = 2.5   # from SIGSTOP to NOT_SERVING
