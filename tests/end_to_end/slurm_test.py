@@ -76,8 +76,12 @@ class OnSlurm(unittest.TestCase):
         # The address is in the log too.
         address = self.address_path.read_text().strip()
         self.assertIn(f"listening on {address}", self.log())
-        self.inference = harness.api().rpc.InferenceStub(grpc.insecure_channel(
-            address, options=[("grpc.use_local_subchannel_pool", 1)]))
+        self.address = address
+        self.inference = self.connect()
+
+    def connect(self):
+        return harness.api().rpc.InferenceStub(grpc.insecure_channel(
+            self.address, options=[("grpc.use_local_subchannel_pool", 1)]))
 
     def wait_gone(self):
         harness.wait_until(lambda: not self.cluster.members(), END_S, "no process of the job is left")
@@ -146,9 +150,11 @@ class Scripts(OnSlurm):
         request = chat_request("Count from one to a hundred in words.", max_tokens=40, ignore_eos=True)
         taken = 0
         while True:
-            stream = Stream(self.inference.Chat(request, timeout=60)).wait_end()
+            # A connection of its own: a call on an old one that meets the server's last moment was seen to
+            # hang in the client library (grpcio 1.62), and on a new one to end as CANCELLED.
+            stream = Stream(self.connect().Chat(request, timeout=60)).wait_end()
             if stream.error is not None:
-                self.assertEqual(stream.error.code().name, "UNAVAILABLE", stream.error)
+                self.assertIn(stream.error.code().name, ("UNAVAILABLE", "CANCELLED"), stream.error)
                 self.assertEqual(stream.answer.ids, [], "a stream was cut")
                 self.assertGreater(taken, 0)
                 self.assertIn("ending since the Slurm job ends at", self.log())
