@@ -28,6 +28,9 @@ constexpr int kHandshakeTimeoutMs = 10000;
 constexpr int kKeepaliveMs = 20000;
 constexpr int kKeepaliveTimeoutMs = 10000;
 constexpr size_t kMemoryBytes = size_t{1} << 30;
+// For refusals that are on their way when the server goes; without it a client on an old connection
+// was seen to wait for ever. A call that comes later still can end as CANCELLED.
+constexpr std::chrono::milliseconds kLastAnswers{200};
 // Reflection is served by threads, a stream each; everything else by callbacks.
 constexpr int kMaxReflectionThreads = 8;
 
@@ -178,7 +181,7 @@ Server::Server(const ServerOptions& options, Service& service)
   service.refresh_health();
 }
 
-Server::~Server() { shutdown(std::chrono::milliseconds(0)); }
+Server::~Server() { shutdown(kLastAnswers); }
 
 void Server::publish_address() const {
   if (options_.address_file.empty()) return;
