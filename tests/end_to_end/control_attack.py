@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a stranger on the network does to a job's control port, from the moment that it opens: run in the
-network namespace of rank 0's host. Prints one JSON object at the end: what it tried, and what came of it.
+network namespace of rank 0's host, until its standard input ends. Prints one JSON object then: what it tried, and
+what came of it.
 
-    control_attack.py MARK SECONDS      MARK: what the environment of the job's processes carries
+    control_attack.py MARK LIMIT_S      MARK: what the environment of the job's processes carries
 """
 import json
 import os
 import re
 import socket
 import sys
+import threading
 import time
 
 MPI_PORTS = range(20000, 20200)  # of the test that starts this: left alone
@@ -58,10 +60,13 @@ def listening(pid):
 
 
 def main():
-    mark, seconds = sys.argv[1], float(sys.argv[2])
-    end = time.monotonic() + seconds
+    mark, limit_s = sys.argv[1], float(sys.argv[2])
+    told = threading.Event()
+    threading.Thread(target=lambda: (os.read(0, 1), told.set()), daemon=True).start()
+    end = time.monotonic() + limit_s
+    goes_on = lambda: not told.is_set() and time.monotonic() < end  # noqa: E731
     victim, port = None, None
-    while port is None and time.monotonic() < end:
+    while port is None and goes_on():
         victim = victim or next(pids(mark), None)
         port = next(iter(listening(victim)), None) if victim else None
         time.sleep(0.001)
@@ -69,7 +74,7 @@ def main():
     kept, names, number = [None] * OPEN, list(KINDS), 0
     opened = time.monotonic()
     closed = None
-    while port is not None and time.monotonic() < end:
+    while port is not None and goes_on():
         connection = socket.socket()
         connection.settimeout(1)
         try:
@@ -87,7 +92,7 @@ def main():
         if old is not None:
             old.close()
         number += 1
-    print(json.dumps({"port": port, "open_s": round((closed or end) - opened, 3), **counts}), flush=True)
+    print(json.dumps({"port": port, "open_s": round((closed or time.monotonic()) - opened, 3), **counts}), flush=True)
 
 
 if __name__ == "__main__":

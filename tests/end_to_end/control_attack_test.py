@@ -19,10 +19,10 @@ from hosts import Hosts
 MPI_PORT_OPTIONS = [word for family in ("v4", "v6") for word in (
     "--mca", f"btl_tcp_port_min_{family}", control_attack.MPI_PORTS.start,
     "--mca", f"btl_tcp_port_range_{family}", len(control_attack.MPI_PORTS))]
-ATTACK_S = 45       # a busy machine takes half of it to start and to measure
-MEMORY_MB = 64      # that rank 0 may hold more than without the attack
-SLOWER = 3          # on two cores, of which the attacker takes a part
-MUCH_SLOWER = 10    # on a machine that does other things too
+ATTACK_LIMIT_S = 100  # it is ended when the job has been measured
+MEMORY_MB = 64        # that rank 0 may hold more than without the attack
+SLOWER = 3            # on two cores, of which the attacker takes a part
+MUCH_SLOWER = 10      # on a machine that does other things too
 REQUEST = "Count from one to twenty in words."
 
 
@@ -64,17 +64,18 @@ class Attack(unittest.TestCase):
         # By the network of h1, with the processes of all: the attacker looks for rank 0 by the test's folder.
         attacker = subprocess.Popen(
             [*self.bed.on("h1"), sys.executable, control_attack.__file__, f"TRIREME_TEST_BED={self.bed.folder}",
-             str(ATTACK_S)], stdout=subprocess.PIPE, text=True)
+             str(ATTACK_LIMIT_S)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         try:
             with self.start("attacked") as server:
                 ids, attacked_s, attacked_mb = self.measure(server)
                 self.assertIsNone(attacker.poll(), "the attack ended before the job was measured")
-                result = json.loads(attacker.communicate(timeout=ATTACK_S + 20)[0])
+                result = json.loads(attacker.communicate(timeout=20)[0])
                 self.assertEqual(server.drain(), 0, server.log())
         finally:
             if attacker.poll() is None:
                 attacker.kill()
             attacker.wait()
+            attacker.stdin.close()
             attacker.stdout.close()
         print(json.dumps(result))
         self.assertIsNotNone(result["port"])
@@ -91,4 +92,4 @@ class Attack(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    harness.main(limit_s=150)
+    harness.main(limit_s=200)
