@@ -14,10 +14,8 @@
 namespace trireme {
 namespace {
 
-// One launcher's way to say who we are; nullopt: it did not start us. local_name: the ranks on this
-// node.
-std::optional<LaunchInfo> launched_by(const char* size_name, const char* rank_name,
-                                      const char* local_name) {
+// One launcher's way to say who we are; nullopt: it did not start us.
+std::optional<LaunchInfo> launched_by(const char* size_name, const char* rank_name) {
   const char* const size = std::getenv(size_name);
   const char* const rank = std::getenv(rank_name);
   if (size == nullptr || rank == nullptr) return std::nullopt;
@@ -34,9 +32,6 @@ std::optional<LaunchInfo> launched_by(const char* size_name, const char* rank_na
                                             size_name + "=" + size + " and " + rank_name + "=" +
                                             rank + "; start it by mpirun or srun, or unset them");
   }
-  int local = 0;
-  const char* const local_size = std::getenv(local_name);
-  info.single_host = local_size != nullptr && number(local_size, local) && local == info.num_ranks;
   return info;
 }
 
@@ -59,18 +54,12 @@ void read_slurm_job(LaunchInfo& info) {
 }
 
 LaunchInfo read_ranks() {
-  if (const auto info = launched_by("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK",
-                                    "OMPI_COMM_WORLD_LOCAL_SIZE")) {
-    return *info;
-  }
-  if (const auto info = launched_by("PMI_SIZE", "PMI_RANK", "MPI_LOCALNRANKS")) return *info;
+  if (const auto info = launched_by("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK")) return *info;
+  if (const auto info = launched_by("PMI_SIZE", "PMI_RANK")) return *info;
   // Slurm sets its variables for batch scripts too, whose commands are not started by srun: only a
   // PMIx rank says that this process is a task of a step.
   if (std::getenv("PMIX_RANK") != nullptr) {
-    if (const auto info =
-            launched_by("SLURM_NTASKS", "SLURM_PROCID", "SLURM_STEP_TASKS_PER_NODE")) {
-      return *info;
-    }
+    if (const auto info = launched_by("SLURM_NTASKS", "SLURM_PROCID")) return *info;
   }
   return {};
 }

@@ -17,7 +17,6 @@ struct LaunchInfo {
   int num_ranks = 1;  // 1: alone, or a launcher with one rank
   bool under_launcher = false;
   int rank = 0;
-  bool single_host = false;  // all ranks are on this node; false where the launcher does not say
   std::string slurm_job_id;  // empty: not in a Slurm job
   std::optional<std::chrono::system_clock::time_point> slurm_job_end;
 };

@@ -299,33 +299,6 @@ TEST(Options, Launchers) {
   }
 }
 
-// The control port is on loopback only where nobody comes from elsewhere.
-TEST(Options, OneHostOrSeveral) {
-  using Values = std::vector<std::pair<std::string, std::string>>;
-  const Values ompi{{"OMPI_COMM_WORLD_SIZE", "3"}, {"OMPI_COMM_WORLD_RANK", "0"}};
-  const Values pmi{{"PMI_SIZE", "3"}, {"PMI_RANK", "0"}};
-  const Values slurm{{"PMIX_RANK", "0"}, {"SLURM_NTASKS", "3"}, {"SLURM_PROCID", "0"}};
-  struct Row {
-    Values values;
-    std::string local_name, local_size;
-    bool single_host;
-  };
-  for (const Row& row : std::vector<Row>{{ompi, "OMPI_COMM_WORLD_LOCAL_SIZE", "3", true},
-                                         {ompi, "OMPI_COMM_WORLD_LOCAL_SIZE", "2", false},
-                                         {ompi, "MPI_LOCALNRANKS", "3", false},
-                                         {pmi, "MPI_LOCALNRANKS", "3", true},
-                                         {pmi, "MPI_LOCALNRANKS", "1", false},
-                                         {slurm, "SLURM_STEP_TASKS_PER_NODE", "3", true},
-                                         {slurm, "SLURM_STEP_TASKS_PER_NODE", "2,1", false},
-                                         {slurm, "SLURM_STEP_TASKS_PER_NODE", "1(x3)", false}}) {
-    Values values = row.values;
-    values.emplace_back(row.local_name, row.local_size);
-    const Environment environment(values);
-    EXPECT_EQ(read_launch_info().single_host, row.single_host)
-        << row.local_name << " " << row.local_size;
-  }
-}
-
 TEST(Options, OnlyRank0Prints) {
   const Environment environment({{"OMPI_COMM_WORLD_SIZE", "2"}, {"OMPI_COMM_WORLD_RANK", "1"}});
   testing::internal::CaptureStdout();
