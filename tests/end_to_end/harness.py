@@ -27,6 +27,7 @@ SHARED = ROOT.parent / "shared"
 START_S = 60   # until a server answers; the demo model takes a few seconds
 END_S = 20     # until a job that was told to end has ended
 SKIP_STATUS = 77
+PATIENCE = int(os.environ.get("TRIREME_TEST_PATIENCE", "1"))  # times as long, for builds that are slow: sanitizers
 
 
 def use_virtual_environment():
@@ -108,13 +109,13 @@ def api():
 
 def wait_until(condition, seconds, what):
     """The condition's value as soon as it is true."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + seconds * PATIENCE
     while True:
         value = condition()
         if value:
             return value
         if time.monotonic() > end:
-            raise AssertionError(f"after {seconds} s still not: {what}")
+            raise AssertionError(f"after {seconds * PATIENCE} s still not: {what}")
         time.sleep(0.01)
 
 
@@ -161,9 +162,9 @@ class Job:
     def wait(self, seconds=END_S):
         """The exit status, after a look for processes that outlived the job."""
         try:
-            status = self.process.wait(seconds)
+            status = self.process.wait(seconds * PATIENCE)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"did not end within {seconds} s; its stderr:\n{self.log()}") from None
+            raise AssertionError(f"did not end within {seconds * PATIENCE} s; its stderr:\n{self.log()}") from None
         # The launcher's own children are reaped with it; a rank may be a moment later.
         wait_until(lambda: not self.members(), 3, "every process of the job has ended")
         return status
@@ -360,9 +361,9 @@ def print_bar(bar, value, target, ok, **beside):
 def main(limit_s):
     """Runs the tests of the calling script; if all were skipped, says why and ends as a skip."""
     def too_long(*_):
-        raise TimeoutError(f"the whole script may take {limit_s} s")
+        raise TimeoutError(f"the whole script may take {limit_s * PATIENCE} s")
     signal.signal(signal.SIGALRM, too_long)
-    signal.alarm(limit_s)
+    signal.alarm(limit_s * PATIENCE)
     if not os.access(BINARY, os.X_OK):
         print(f"FAILED: {BINARY} is not built")
         sys.exit(1)
