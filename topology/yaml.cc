@@ -86,7 +86,7 @@ class YamlReader {
       std::string key = scalar();
       if (!keys.insert(key).second) refuse("the key \"" + key + "\" is there a second time");
       next();
-      node.entries.emplace_back(std::move(key), read_node(depth + 1));
+      node.entries.push_back({std::move(key), read_node(depth + 1)});
     }
   }
 

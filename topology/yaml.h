@@ -5,7 +5,6 @@
 #pragma once
 
 #include <string>
-#include <utility>
 #include <vector>
 
 namespace trireme {
@@ -15,12 +14,18 @@ struct YamlNode {
   Kind kind = Kind::kScalar;
   int line = 0;
   std::string scalar;
-  std::vector<YamlNode> items;                            // of a sequence
-  std::vector<std::pair<std::string, YamlNode>> entries;  // of a mapping, each key once
+  struct Entry;
+  std::vector<YamlNode> items;  // of a sequence
+  std::vector<Entry> entries;   // of a mapping, each key once
 
   const YamlNode* find(const std::string& key) const;  // nullptr: not there, or no mapping
   // The node at "a.b.c"; nullptr: not there.
   const YamlNode* at(const std::string& path) const;
+};
+
+struct YamlNode::Entry {
+  std::string key;
+  YamlNode value;
 };
 
 // The one document. Throws kInvalidArgument naming `source` and the line. At most 32 levels and
