@@ -4,6 +4,7 @@
 #include <yaml.h>
 
 #include <set>
+#include <utility>
 
 #include "kernels/base/error.h"
 
