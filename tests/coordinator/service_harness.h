@@ -89,7 +89,7 @@ class Harness {
   // Until `condition` holds; false: it did not within 10 s.
   template <class Condition>
   static bool eventually(Condition&& condition) {
-    for (int i = 0; i < 2000; ++i) {
+    for (int i = 0; i < 10000; ++i) {  // most are there at once; sanitizers are slow
       if (condition()) return true;
       std::this_thread::sleep_for(milliseconds(5));
     }
