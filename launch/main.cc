@@ -14,6 +14,7 @@
 #include "launch/job.h"
 #include "launch/options.h"
 #include "launch/plan.h"
+#include "launch/probe.h"
 #include "launch/serve.h"
 #include "launch/status_file.h"
 #include "launch/top.h"
@@ -38,6 +39,11 @@ int work(const Options& options) {
   return run_worker(options);
 }
 
+// Of files rank 0 alone speaks.
+int help_probe(const Options& options) {
+  return options.probe.topology.empty() ? work(options) : 0;
+}
+
 // `result`: what came of a service that was asked to end.
 int run(const Options& options, std::optional<StatusFile>& status_file, std::string& result) {
   const bool leads = options.launch.rank == 0;
@@ -51,6 +57,7 @@ int run(const Options& options, std::optional<StatusFile>& status_file, std::str
     case Options::Command::kPlan:
       if (leads) return plan(options);
       return plans_for_this_job(options.plan) ? work(options) : 0;
+    case Options::Command::kProbe: return leads ? probe(options) : help_probe(options);
     case Options::Command::kChat: return leads ? chat(options.chat) : 0;
     case Options::Command::kTop: return leads ? top(options.top) : 0;
     case Options::Command::kNone: return 0;

@@ -12,6 +12,7 @@
 
 #include "kernels/base/error.h"
 #include "kernels/dtype.h"
+#include "launch/probe_options.h"
 
 namespace trireme {
 namespace {
@@ -73,6 +74,7 @@ constexpr const char* kTopExamples = R"(Examples:
   trireme top --json | jq .health.ranks             a line at every change
 
 A rank is suspected when it was silent for 2 s, or does not move for 10 s though nobody keeps it waiting.)";
+
 constexpr const char* kPlanExamples = R"(Examples:
   trireme plan --model PATH --explain                            what serve would do here
   trireme plan --model PATH --topology cluster.json --explain    for a cluster that you do not have
@@ -434,6 +436,7 @@ Options parse_options(int argc, char** argv) {
   CLI::App* const plan = app.add_subcommand("plan", "Shows where a model would go");
   add_placement_flags(*plan, options.placement);
   add_plan_flags(*plan, options.plan);
+  const CLI::App* const probe = add_probe_flags(app, options.probe);
   CLI::App* const help = app.add_subcommand("help", "Tells what a sub-command does");
   help->add_option("subcommand", help_for, "its name");
   app.footer(kExamples);
@@ -454,6 +457,7 @@ Options parse_options(int argc, char** argv) {
                                             std::to_string(options.top.interval.count()) +
                                             "ms, allowed: 100ms or more");
   }
+  if (probe->parsed()) options.command = Options::Command::kProbe;
   for (const CLI::App* const one : {serve, generate, static_cast<const CLI::App*>(plan)}) {
     check_model(*one, options.placement);
   }

@@ -10,6 +10,8 @@
 #include <utility>
 #include <vector>
 
+#include "topology/probe_machine.h"
+
 namespace trireme {
 
 // How this process was started; from the launcher's environment.
@@ -108,8 +110,15 @@ struct ChatFlags : ClientFlags {
   std::optional<uint64_t> seed;
 };
 
+struct ProbeFlags {
+  std::vector<std::string> topology;  // --topology FILE…; none: this job's machines
+  std::string nccl_xml;               // --nccl_xml FILE: written
+  bool json = false;
+  ProbeSources sources;
+};
+
 struct Options {
-  enum class Command { kServe, kGenerate, kChat, kPlan, kTop, kNone };
+  enum class Command { kServe, kGenerate, kChat, kPlan, kProbe, kTop, kNone };
   Command command = Command::kNone;
   LaunchInfo launch;
   PlacementFlags placement;
@@ -117,6 +126,7 @@ struct Options {
   GenerateFlags generate;
   ChatFlags chat;
   TopFlags top;
+  ProbeFlags probe;
   std::string sub_command;  // its name
   // Every flag of the sub-command with its value as text, the default where it was not given: what
   // the ranks of a job compare.

@@ -12,7 +12,9 @@
 #include "kernels/base/log.h"
 #include "kernels/base/printable.h"
 #include "launch/agreement.h"
+#include "topology/nccl_xml.h"
 #include "topology/probe.h"
+#include "topology/probe_machine.h"
 #include "worker/comm/network.h"
 #include "worker/facts.h"
 
@@ -67,6 +69,10 @@ Hello introduce(int rank, const Options& options, const std::string& mpi) {
   const std::string& isa = options.placement.isa;
   for (const std::string& address : reachable_addresses()) hello.add_addresses(address);
   *info.mutable_device() = probe_cpu(isa == "auto" ? cpu_isas().back() : isa);
+  // Threads of one process share a view of their node: the first gives it.
+  if (rank == 1 || (rank > 1 && !mpi.empty())) {
+    info.set_machine(write_nccl_xml(probe_machine(options.probe.sources), true));
+  }
   if (mpi.empty()) return hello;  // a thread of the process that would compare
   RankFacts& facts = *hello.mutable_facts();
   add_fact(*facts.mutable_must_agree(), "protocol", kProtocol);

@@ -18,6 +18,7 @@
 #include "launch/links.h"
 #include "launch/preflight.h"
 #include "launch/watchdog.h"
+#include "topology/machine_topology.h"
 #include "topology/probe.h"
 #include "topology/topology.h"
 #include "worker/comm/control.h"
@@ -179,6 +180,7 @@ void Workers::greet(const Hello& own, const PlacementFlags& flags) {
   for (const Hello& hello : hellos) *topology_.add_ranks() = hello.info();
   share_nodes(topology_, flags.threads);
   measure_links(channel(), hellos, control_port(), flags.start_timeout, topology_);
+  machines_ = join_machines(topology_);
   if (own.facts().must_agree().empty()) return;  // one process
   char text[96];
   std::snprintf(text, sizeof text, "preflight: %d ranks agree in %d fields; %.2f s since MPI_Init",

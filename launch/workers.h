@@ -9,6 +9,7 @@
 
 #include "launch/options.h"
 #include "proto/cluster.pb.h"
+#include "topology/machine.h"
 #include "worker/comm/channel.h"
 
 namespace trireme {
@@ -27,10 +28,13 @@ class Workers {
   // the nodes out among them, and measures their links.
   void greet(const Hello& own, const PlacementFlags& flags);
   const Topology& topology() const { return topology_; }  // ranks ascending
+  // The nodes as their ranks probed them, one for each host.
+  const std::vector<Machine>& machines() const { return machines_; }
 
  private:
   const std::chrono::steady_clock::time_point begun_ = std::chrono::steady_clock::now();
   Topology topology_;
+  std::vector<Machine> machines_;
 };
 
 // Forms the job: under a launcher with several ranks its ranks 1.., else tp·pp·dp threads. Returns

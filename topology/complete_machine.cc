@@ -27,6 +27,15 @@ void degrade(Gpu& gpu, const std::string& reason) {
   gpu.degraded += (gpu.degraded.empty() ? "" : "; ") + reason;
 }
 
+// Of one of the links together; 0: all are as their generation has them.
+double mean_speed(const Gpu& gpu, const GpuLinks& a, const GpuLinks& b) {
+  if (a.bytes_per_s == b.bytes_per_s || a.count + b.count == 0) return a.bytes_per_s;
+  const auto sum = [&](const GpuLinks& links) {
+    return links.count * (links.bytes_per_s > 0 ? links.bytes_per_s : nvlink_bytes_per_s(gpu));
+  };
+  return (sum(a) + sum(b)) / (a.count + b.count);
+}
+
 // Several entries for one other end become one; one that leads back is none.
 void merge_links(const Machine& machine, Gpu& gpu) {
   std::vector<GpuLinks> merged;
@@ -44,6 +53,7 @@ void merge_links(const Machine& machine, Gpu& gpu) {
     if (same == merged.end()) {
       merged.push_back(links);
     } else {
+      same->bytes_per_s = mean_speed(gpu, *same, links);
       same->count += links.count;
     }
   }
@@ -113,7 +123,7 @@ void match_ends(Machine& machine) {
 }
 
 const PciDevice* device_of(const Machine& machine, const Gpu& gpu) {
-  const int32_t pci = machine.find_pci(gpu.pci_id);
+  const int32_t pci = machine.index_of(gpu);
   return pci < 0 ? nullptr : &machine.pci[static_cast<size_t>(pci)];
 }
 
@@ -195,6 +205,36 @@ void merge_nics(Machine& machine) {
   machine.nics = std::move(merged);
 }
 
+// Ports slower than those of cards alike, and cards that PCIe cannot feed.
+void compare_nics(Machine& machine) {
+  constexpr double kFarUnder = 0.7, kPciPayload = 0.85;
+  std::map<int32_t, double> best;  // of each kind of card
+  const auto card = [&](const Nic& nic) -> const PciDevice* {
+    const int32_t pci = nic.is_virtual ? -1 : machine.index_of(nic);
+    return pci < 0 ? nullptr : &machine.pci[static_cast<size_t>(pci)];
+  };
+  for (const Nic& nic : machine.nics) {
+    const PciDevice* const device = card(nic);
+    if (device == nullptr || device->device < 0) continue;
+    double& most = best[device->device];
+    most = std::max(most, nic.bits_per_s);
+  }
+  for (Nic& nic : machine.nics) {
+    const PciDevice* const device = card(nic);
+    if (device == nullptr || nic.bits_per_s <= 0) continue;
+    const auto most = best.find(device->device);
+    if (most != best.end() && nic.bits_per_s < kFarUnder * most->second) {
+      nic.notes.push_back("runs at " + number(nic.bits_per_s / 1e9) + " Gb/s, its siblings at " +
+                          number(most->second / 1e9));
+    }
+    const double carried = 8 * kPciPayload * pci_bytes_per_s(device->link);
+    if (carried > 0 && carried < kFarUnder * nic.bits_per_s) {
+      nic.notes.push_back("its PCIe link carries " + number(carried / 1e9) + " Gb/s of " +
+                          number(nic.bits_per_s / 1e9));
+    }
+  }
+}
+
 void check_cores(Machine& machine) {
   std::set<int32_t> seen;
   for (const NumaNode& node : machine.numa) {
@@ -209,6 +249,7 @@ void check_cores(Machine& machine) {
 }  // namespace
 
 void complete_machine(Machine& machine) {
+  machine.index_devices();
   name_switches(machine);
   for (Gpu& gpu : machine.gpus) {
     const PciDevice* const pci = device_of(machine, gpu);
@@ -228,6 +269,8 @@ void complete_machine(Machine& machine) {
     compare_pci(machine, alike);
   }
   merge_nics(machine);
+  machine.index_devices();
+  compare_nics(machine);
   check_cores(machine);
 }
 

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <map>
 
 namespace trireme {
 namespace {
@@ -71,6 +72,18 @@ int32_t Machine::find_pci(const std::string& id) const {
   return found == pci.end() ? -1 : static_cast<int32_t>(found - pci.begin());
 }
 
+void Machine::index_devices() {
+  std::map<std::string, int32_t> places;
+  for (const PciDevice& device : pci)
+    places.emplace(device.id, static_cast<int32_t>(places.size()));
+  const auto place = [&](const std::string& id) {
+    const auto found = places.find(id);
+    return found == places.end() ? -1 : found->second;
+  };
+  for (Gpu& gpu : gpus) gpu.pci = place(gpu.pci_id);
+  for (Nic& nic : nics) nic.pci = place(nic.pci_id);
+}
+
 int32_t Machine::find_gpu(const std::string& id) const {
   const auto found =
       std::find_if(gpus.begin(), gpus.end(), [&](const auto& gpu) { return gpu.pci_id == id; });
@@ -92,7 +105,7 @@ const GpuModel* find_gpu_model(int32_t pci_device) {
 }
 
 int32_t max_nvlinks(const Machine& machine, const Gpu& gpu) {
-  const int32_t pci = machine.find_pci(gpu.pci_id);
+  const int32_t pci = machine.index_of(gpu);
   if (!gpu.amd && pci >= 0) {
     const GpuModel* const model = find_gpu_model(machine.pci[static_cast<size_t>(pci)].device);
     if (model != nullptr) return model->nvlinks;

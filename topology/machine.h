@@ -56,6 +56,7 @@ struct Health {
 struct Gpu {
   int32_t index = -1;  // the driver's number
   std::string pci_id;
+  int32_t pci = -1;  // its index in Machine::pci: a hint, device_of() checks it
   std::string name, uuid;
   bool amd = false;
   int32_t compute_capability = 0;  // 90 for 9.0
@@ -74,6 +75,7 @@ struct Gpu {
 struct Nic {
   enum class State : uint8_t { kUnknown, kActive, kDown };
   std::string name;    // "mlx5_0", "eth0"
+  int32_t pci = -1;    // as Gpu::pci
   std::string pci_id;  // empty: behind no device, or not known
   int32_t numa = -1;
   int32_t port = 0;
@@ -111,6 +113,17 @@ struct Machine {
 
   int32_t find_pci(const std::string& id) const;  // -1: not there
   int32_t find_gpu(const std::string& pci_id) const;
+
+  // The index of the PCI device of a GPU or NIC; -1: not known.
+  template <class Device>
+  int32_t index_of(const Device& device) const {
+    const bool right = device.pci >= 0 && static_cast<size_t>(device.pci) < pci.size() &&
+                       pci[static_cast<size_t>(device.pci)].id == device.pci_id;
+    if (right) return device.pci;
+    return device.pci_id.empty() ? -1 : find_pci(device.pci_id);
+  }
+  // Sets the hints, so that index_of() need not search.
+  void index_devices();
 };
 
 double pci_bytes_per_s(const PciLink& link);  // 0: not known

@@ -127,15 +127,15 @@ DevicePath pci_path(const Machine& machine, int32_t from, int32_t to) {
 DevicePath gpu_path(const Machine& machine, size_t a, size_t b) {
   const DevicePath fast = fast_path(machine.gpus[a], machine.gpus[b]);
   if (fast.links > 0) return fast;
-  const int32_t from = machine.find_pci(machine.gpus[a].pci_id);
-  const int32_t to = machine.find_pci(machine.gpus[b].pci_id);
+  const int32_t from = machine.index_of(machine.gpus[a]);
+  const int32_t to = machine.index_of(machine.gpus[b]);
   if (from < 0 || to < 0) return {LINK_CLASS_SYS, 0, false, kUnknownSocket};
   return pci_path(machine, from, to);
 }
 
 DevicePath nic_path(const Machine& machine, size_t gpu, const Nic& nic) {
-  const int32_t from = machine.find_pci(machine.gpus[gpu].pci_id);
-  const int32_t to = nic.pci_id.empty() ? -1 : machine.find_pci(nic.pci_id);
+  const int32_t from = machine.index_of(machine.gpus[gpu]);
+  const int32_t to = machine.index_of(nic);
   DevicePath path{LINK_CLASS_SYS, 0, false, kUnknownSocket};
   if (from >= 0 && to >= 0) {
     path = pci_path(machine, from, to);

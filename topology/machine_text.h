@@ -17,12 +17,13 @@ namespace trireme {
 // Limits of a machine that all readers keep to.
 inline constexpr size_t kMaxGpus = 256;
 inline constexpr size_t kMaxLinkEntries = 128;  // of a GPU
-inline constexpr size_t kMaxPciDevices = 16384;
-inline constexpr size_t kMaxNics = 1024;
+inline constexpr size_t kMaxPciDevices = 4096;
+inline constexpr size_t kMaxNics = 256;
 inline constexpr size_t kMaxNumaNodes = 1024;
 inline constexpr int32_t kMaxCores = 65536;
-inline constexpr int32_t kMaxGpuNvLinks = 36;  // NVML's limit; no GPU has more
-inline constexpr size_t kMaxHosts = 65536;
+inline constexpr int32_t kMaxGpuNvLinks = 36;      // NVML's limit; no GPU has more
+inline constexpr size_t kMaxHosts = 65536;         // of a fabric
+inline constexpr size_t kMaxHostsWithGpus = 1024;  // of one NCCL file
 
 // The whole text is the number; "0x" makes it hexadecimal.
 std::optional<int64_t> read_integer(std::string_view text);

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "topology/islands.h"
+#include "topology/machine_file.h"
 #include "topology/machine_health.h"
 #include "topology/machine_paths.h"
 
@@ -132,9 +133,12 @@ void add_links(Topology& topology, const Machine& machine, const std::vector<int
   }
   NodeInfo& node = *topology.mutable_nodes()->rbegin();
   if (far.link_class != LINK_CLASS_UNSPECIFIED) *node.mutable_between_islands() = link_speed(far);
+  std::set<std::pair<int32_t, int32_t>> known;  // were measured
+  for (const Link& link : topology.links()) known.emplace(link.rank_a(), link.rank_b());
   for (size_t a = 0; a < ranks.size(); ++a) {
     for (size_t b = a + 1; b < ranks.size(); ++b) {
       if (ranks[a] < 0 || ranks[b] < 0) continue;
+      if (known.contains(std::minmax(ranks[a], ranks[b]))) continue;
       const LinkSpeed speed = link_speed(gpu_path(machine, a, b));
       const LinkSpeed& general =
           together(a, b) ? topology.islands(island_of[a]).link() : node.between_islands();
@@ -222,7 +226,7 @@ DeviceInfo device_info(const Machine& machine, size_t index) {
   device.set_pci_id(gpu.pci_id);
   device.set_index(gpu.index);
   device.set_compute_capability(gpu.compute_capability);
-  const int32_t pci = machine.find_pci(gpu.pci_id);
+  const int32_t pci = machine.index_of(gpu);
   const int32_t numa = pci < 0 ? -1 : machine.pci[static_cast<size_t>(pci)].numa;
   if (numa >= 0) device.set_numa_node(numa);
   int32_t links = 0;
@@ -290,6 +294,23 @@ void add_network(Topology& topology) {
       *link.mutable_speed() = network_speed(a->first, infiniband);
     }
   }
+}
+
+std::vector<Machine> join_machines(Topology& topology) {
+  std::map<std::string, std::string> text_of;  // of each host
+  for (RankInfo& rank : *topology.mutable_ranks()) {
+    if (!rank.machine().empty()) text_of.emplace(rank.host(), rank.machine());
+    rank.clear_machine();
+  }
+  std::vector<Machine> machines;
+  for (const auto& [host, text] : text_of) {
+    std::vector<Machine> read = read_machines(text, "of the host " + host, host);
+    read.front().host = host;
+    add_machine(topology, read.front());
+    machines.push_back(std::move(read.front()));
+  }
+  add_network(topology);
+  return machines;
 }
 
 Topology topology_of(std::vector<Machine> machines) {

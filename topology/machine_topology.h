@@ -23,8 +23,13 @@ void add_machine(Topology& topology, const Machine& machine);
 void add_network(Topology& topology);
 
 // Topologies and machine files, whatever their kind, as one. Throws kNotFound or kInvalidArgument
-// naming the file.
-Topology read_topology_files(const std::vector<std::string>& paths);
+// naming the file. `described` gets the machines, where it is given.
+Topology read_topology_files(const std::vector<std::string>& paths,
+                             std::vector<Machine>* described = nullptr);
+
+// The machines that the ranks reported (RankInfo.machine, which is cleared), one for each host;
+// they are added to the topology, and the network between them.
+std::vector<Machine> join_machines(Topology& topology);
 
 // The fields of a GPU as a rank's device.
 DeviceInfo device_info(const Machine& machine, size_t gpu);

@@ -5,6 +5,7 @@
 #include <set>
 
 #include "kernels/base/error.h"
+#include "topology/machine_extras.h"
 #include "topology/machine_text.h"
 
 namespace trireme {
@@ -23,10 +24,11 @@ class NcclReader {
       refuse(root, "version " + std::to_string(version) + ", known are 1 (NCCL) and 2 (RCCL)");
     }
     Machine unknown;
+    complete_ = integer(root, "complete", 0, 1, 0) != 0;
     for (const XmlElement& child : root.children) {
       if (child.name == "cpu") {
         read_cpu(child);
-      } else {
+      } else if (!is_extra(child.name)) {
         leave_out(unknown, child);
       }
     }
@@ -37,7 +39,13 @@ class NcclReader {
       Machine& machine = machines_[i];
       machine.host = machines_.size() == 1 ? name_ : name_ + "-" + std::to_string(i);
       machine.source = source_;
-      complete_machine(machine);
+      // Of another rank, which has done it.
+      if (complete_ && machines_.size() == 1) {
+        extras(root, machine);
+        machine.index_devices();
+      } else {
+        complete_machine(machine);
+      }
     }
     return std::move(machines_);
   }
@@ -72,6 +80,12 @@ class NcclReader {
                           std::to_string(least) + " to " + std::to_string(most));
     }
     return *value;
+  }
+
+  template <class Item>
+  void extras(const XmlElement& element, Item& item) const {
+    std::string objection;
+    if (!read_extras(element, item, objection)) refuse(element, objection);
   }
 
   std::string text(const XmlElement& element, const char* name) const {
@@ -111,7 +125,7 @@ class NcclReader {
   }
 
   void read_cpu(const XmlElement& cpu) {
-    if (machines_.size() >= kMaxHosts) refuse(cpu, "too many hosts before it");
+    if (machines_.size() >= kMaxHostsWithGpus) refuse(cpu, "too many hosts before it");
     Machine& machine = machine_of(text(cpu, "host_hash"));
     limit(cpu, machine.numa.size(), kMaxNumaNodes, "CPUs");
     NumaNode node;
@@ -129,7 +143,9 @@ class NcclReader {
     node.architecture = text(cpu, "arch");
     node.cpu_family = static_cast<int32_t>(integer(cpu, "familyid", -1, 1 << 20, 0));
     node.cpu_model = static_cast<int32_t>(integer(cpu, "modelid", -1, 1 << 20, 0));
-    machine.numa.push_back(node);
+    extras(cpu, node);
+    const bool stands_for_none = complete_ && node.id < 0 && node.cores.empty();
+    if (!stands_for_none) machine.numa.push_back(node);
     read_children(cpu, {&machine, node.id});
   }
 
@@ -178,6 +194,7 @@ class NcclReader {
     device.link = read_link(element);
     device.parent = place.pci;
     device.numa = place.numa;
+    extras(element, device);
     machine.pci.push_back(device);
     const auto index = static_cast<int32_t>(machine.pci.size() - 1);
     const size_t gpus = machine.gpus.size(), nics = machine.nics.size();
@@ -227,6 +244,8 @@ class NcclReader {
     }
     if (element.find("gdr") != nullptr) gpu.gdr = integer(element, "gdr", 0, 1, 0) != 0;
     gpu.links_known = true;
+    if (complete_) gpu.links_known = element.find("links_known") != nullptr;
+    extras(element, gpu);
     int64_t total = 0;
     for (const XmlElement& child : element.children) {
       limit(child, gpu.links.size(), kMaxLinkEntries, "links of one GPU");
@@ -238,7 +257,7 @@ class NcclReader {
         links.count = static_cast<int32_t>(integer(child, "count", 0, 64, 1));
         links.bytes_per_s = 1e6 * static_cast<double>(integer(child, "bw", 0, 4'000'000, 0));
         gpu.links.push_back(links);
-      } else {
+      } else if (!is_extra(child.name)) {
         leave_out(machine, child);
       }
     }
@@ -253,6 +272,11 @@ class NcclReader {
     links.kind = element.name == "xgmi" ? LinkKind::kXgmi : LinkKind::kNvLink;
     links.target = bus_id(element, "target");
     links.count = static_cast<int32_t>(integer(element, "count", 0, kMaxGpuNvLinks, 1));
+    if (const std::string* const speed = element.find("bytes_per_s")) {
+      const auto bytes = read_number(*speed);
+      if (!bytes || *bytes < 0 || *bytes > 1e12) refuse(element, "bytes_per_s=\"" + *speed + "\"");
+      links.bytes_per_s = *bytes;
+    }
     const int64_t remote = integer(element, "tclass", 0, 0xffffff, 0);
     if (remote == 0x068001)
       links.remote = Remote::kCpu;  // an IBM processor
@@ -282,7 +306,9 @@ class NcclReader {
       nic.guid = text(net, "guid");
       if (net.find("gdr") != nullptr) nic.gdr = integer(net, "gdr", 0, 1, 0) != 0;
       nic.is_virtual = nic.pci_id.empty() && is_virtual_nic(nic.name);
-      if (nic.is_virtual) nic.notes.push_back("a virtual device: its speed says nothing");
+      extras(net, nic);
+      if (nic.is_virtual && nic.notes.empty())
+        nic.notes.push_back("a virtual device: its speed says nothing");
       machine.nics.push_back(nic);
     }
   }
@@ -302,6 +328,7 @@ class NcclReader {
   }
 
   const std::string source_, name_;
+  bool complete_ = false;  // the whole of a machine, by write_nccl_xml(machine, true)
   std::vector<Machine> machines_;
   std::vector<std::set<std::string>> ids_;  // of each machine's PCI devices
   std::map<std::string, size_t> index_of_;

@@ -17,7 +17,8 @@ namespace trireme {
 std::vector<Machine> read_nccl_xml(const XmlElement& root, const std::string& source,
                                    const std::string& name);
 
-// The machine as NCCL reads it.
-std::string write_nccl_xml(const Machine& machine);
+// The machine as NCCL reads it; with `extras` everything that is known of it too, in attributes
+// that NCCL passes over, so that what is read again is the same machine.
+std::string write_nccl_xml(const Machine& machine, bool extras = false);
 
 }  // namespace trireme

@@ -34,10 +34,11 @@ int64_t read_number_file(const fs::path& path, int64_t absent) {
 
 // Entries in a fixed order; none where the folder is absent.
 std::vector<fs::path> entries(const fs::path& folder) {
+  constexpr size_t kMost = 16384;  // virtual functions come in hundreds a card
   std::vector<fs::path> paths;
   std::error_code error;
   for (fs::directory_iterator it(folder, error), end; !error && it != end; it.increment(error)) {
-    if (paths.size() >= kMaxPciDevices) break;
+    if (paths.size() >= kMost) break;
     paths.push_back(it->path());
   }
   std::sort(paths.begin(), paths.end());
@@ -305,6 +306,9 @@ class SysfsProbe {
     if (!usable && driver.find("Open Kernel Module") != driver.npos) usable = has_dma_buf();
     for (Gpu& gpu : machine_.gpus) {
       if (!gpu.amd) gpu.gdr = usable;
+    }
+    for (Nic& nic : machine_.nics) {
+      if (!nic.guid.empty()) nic.gdr = usable;
     }
     if (usable) return;
     machine_.missing.emplace_back(

@@ -18,8 +18,9 @@ void share_nodes(Topology& topology, int32_t threads);
 // speeds that are finite and not negative. Throws kInvalidArgument naming the place.
 void validate_topology(const Topology& topology);
 
-// Reads a Topology from a JSON file (as `trireme probe --json` writes it) and validates it. Throws
-// kNotFound or kInvalidArgument naming the file.
+// Reads a Topology from a JSON file (as `trireme probe --json` writes it), or from a machine's or a
+// fabric's file (machine_file.h), and validates it. Throws kNotFound or kInvalidArgument naming the
+// file.
 Topology read_topology(const std::string& path);
 Topology topology_from_json(const std::string& json);
 std::string topology_to_json(const Topology& topology);

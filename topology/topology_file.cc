@@ -14,6 +14,14 @@ namespace {
 
 bool is_json(const std::string& text) { return trim(text).starts_with("{"); }
 
+Topology from_json(const std::string& text, const std::string& path) {
+  try {
+    return topology_from_json(text);
+  } catch (const Error& error) {
+    throw Error(error.code(), path + ": " + error.what());
+  }
+}
+
 // Ranks go on counting; everything that names one follows.
 void append(Topology& to, const Topology& more, const std::string& path) {
   const int32_t offset = to.ranks().empty() ? 0 : to.ranks().rbegin()->rank();
@@ -53,7 +61,8 @@ void append(Topology& to, const Topology& more, const std::string& path) {
 
 }  // namespace
 
-Topology read_topology_files(const std::vector<std::string>& paths) {
+Topology read_topology_files(const std::vector<std::string>& paths,
+                             std::vector<Machine>* described) {
   const std::string advice =
       "give a Topology file as `trireme probe --json` writes it, or a topology of NCCL or hwloc";
   std::vector<Machine> machines;
@@ -62,7 +71,7 @@ Topology read_topology_files(const std::vector<std::string>& paths) {
   for (const std::string& path : paths) {
     const std::string text = read_text_file(path, "the topology", advice);
     if (is_json(text)) {
-      files.emplace_back(path, read_topology(path));
+      files.emplace_back(path, from_json(text, path));
       continue;
     }
     for (Machine& machine : read_machines(text, path, std::filesystem::path(path).stem())) {
@@ -72,6 +81,7 @@ Topology read_topology_files(const std::vector<std::string>& paths) {
       throw Error(Code::kInvalidArgument, "cannot use the topology files: more than 65536 hosts");
     }
   }
+  if (described != nullptr) *described = machines;
   if (!machines.empty()) topology = topology_of(std::move(machines));
   for (const auto& [path, file] : files) {
     if (topology.ranks().empty() && topology.nodes().empty()) {

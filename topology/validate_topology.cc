@@ -7,7 +7,7 @@
 #include <utility>
 
 #include "kernels/base/error.h"
-#include "topology/text_file.h"
+#include "topology/machine_topology.h"
 #include "topology/topology.h"
 
 namespace trireme {
@@ -252,15 +252,7 @@ Topology topology_from_json(const std::string& json) {
   return topology;
 }
 
-Topology read_topology(const std::string& path) {
-  const std::string json = read_text_file(
-      path, "the topology", "give a Topology file as `trireme probe --json` writes it");
-  try {
-    return topology_from_json(json);
-  } catch (const Error& error) {
-    throw Error(error.code(), path + ": " + error.what());
-  }
-}
+Topology read_topology(const std::string& path) { return read_topology_files({path}); }
 
 std::string topology_to_json(const Topology& topology) {
   google::protobuf::util::JsonPrintOptions options;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <cstdio>
 
+#include "topology/machine_extras.h"
 #include "topology/machine_text.h"
 #include "topology/nccl_xml.h"
 
@@ -9,10 +10,12 @@ namespace {
 
 class NcclWriter {
  public:
-  explicit NcclWriter(const Machine& machine) : machine_(machine) {}
+  NcclWriter(const Machine& machine, bool extras) : machine_(machine), extras_(extras) {}
 
   std::string write() {
-    line(0, "<system version=\"" + std::string(has_xgmi() ? "2" : "1") + "\">");
+    line(0, "<system" + attribute("version", has_xgmi() ? "2" : "1") +
+                (extras_ ? attribute("complete", "1") : "") + extra(machine_) + ">");
+    if (extras_) line(1, extra_children(machine_));
     for (const NumaNode& node : machine_.numa) write_cpu(node, node.id);
     // What no NUMA node claims still has to be somewhere.
     if (needs_unknown_cpu()) write_cpu({}, -1);
@@ -73,7 +76,7 @@ class NcclWriter {
               attribute("familyid", std::to_string(node.cpu_family)) +
               attribute("modelid", std::to_string(node.cpu_model));
     }
-    line(1, open + ">");
+    line(1, open + extra(node) + ">");
     const auto is_here = [&](int32_t numa) { return numa == id || (id == -1 && !has_node(numa)); };
     for (size_t i = 0; i < machine_.pci.size(); ++i) {
       if (machine_.pci[i].parent < 0 && is_here(machine_.pci[i].numa)) write_pci(i, 2);
@@ -88,13 +91,13 @@ class NcclWriter {
     if (device.link.gigatransfers > 0) {
       std::snprintf(speed, sizeof speed, "%.1f GT/s PCIe", device.link.gigatransfers);
     }
-    line(depth, "<pci" + attribute("busid", device.id) +
-                    hexadecimal("class", device.device_class, 6) +
-                    hexadecimal("vendor", device.vendor, 4) +
-                    hexadecimal("device", device.device, 4) + attribute("link_speed", speed) +
-                    attribute("link_width", std::to_string(device.link.width)) + ">");
+    line(depth,
+         "<pci" + attribute("busid", device.id) + hexadecimal("class", device.device_class, 6) +
+             hexadecimal("vendor", device.vendor, 4) + hexadecimal("device", device.device, 4) +
+             attribute("link_speed", speed) +
+             attribute("link_width", std::to_string(device.link.width)) + extra(device) + ">");
     for (const Gpu& gpu : machine_.gpus) {
-      if (gpu.pci_id == device.id && gpu.links_known) write_gpu(gpu, depth + 1);
+      if (gpu.pci_id == device.id && (gpu.links_known || extras_)) write_gpu(gpu, depth + 1);
     }
     write_nics(depth + 1,
                [&](const Nic& nic) { return nic.pci_id == device.id && nic.name != device.id; });
@@ -111,7 +114,8 @@ class NcclWriter {
     if (!gpu.amd) open += attribute("sm", std::to_string(gpu.compute_capability));
     open += attribute("rank", std::to_string(gpu.index));
     if (gpu.gdr) open += attribute("gdr", *gpu.gdr ? "1" : "0");
-    line(depth, open + ">");
+    line(depth, open + extra(gpu) + ">");
+    if (extras_) line(depth + 1, extra_children(gpu));
     for (const GpuLinks& links : gpu.links) {
       const std::string count = attribute("count", std::to_string(links.count));
       if (links.kind == LinkKind::kC2c) {
@@ -119,9 +123,13 @@ class NcclWriter {
         line(depth + 1, "<c2c" + attribute("bw", std::to_string(megabytes)) + count + "/>");
         continue;
       }
-      if (links.target.empty()) continue;
+      if (links.target.empty()) continue;  // to its CPU, or the driver did not tell
       line(depth + 1, std::string(links.kind == LinkKind::kXgmi ? "<xgmi" : "<nvlink") +
-                          attribute("target", links.target) + count + target_class(links) + "/>");
+                          attribute("target", links.target) + count + target_class(links) +
+                          (extras_ && links.bytes_per_s > 0
+                               ? attribute("bytes_per_s", std::to_string(links.bytes_per_s))
+                               : "") +
+                          "/>");
     }
     line(depth, "</gpu>");
   }
@@ -149,17 +157,26 @@ class NcclWriter {
                attribute("speed", std::to_string(static_cast<int64_t>(nic.bits_per_s / 1e6))) +
                attribute("port", std::to_string(nic.port)) +
                attribute("guid", nic.guid.empty() ? "0x0" : nic.guid) +
-               attribute("gdr", nic.gdr.value_or(false) ? "1" : "0") + "/>");
+               attribute("gdr", nic.gdr.value_or(false) ? "1" : "0") + extra(nic) + ">" +
+               (extras_ ? extra_children(nic) : "") + "</net>");
     }
     if (any) line(depth, "</nic>");
   }
 
+  template <class Item>
+  std::string extra(const Item& item) const {
+    return extras_ ? extra_attributes(item) : "";
+  }
+
   const Machine& machine_;
+  const bool extras_;
   std::string text_;
 };
 
 }  // namespace
 
-std::string write_nccl_xml(const Machine& machine) { return NcclWriter(machine).write(); }
+std::string write_nccl_xml(const Machine& machine, bool extras) {
+  return NcclWriter(machine, extras).write();
+}
 
 }  // namespace trireme

@@ -85,5 +85,7 @@ void fuzz_control_frames(std::string_view input);
 void fuzz_control_address(std::string_view input);
 void fuzz_micro_batch(std::string_view input);
 void fuzz_assign(std::string_view input);
+void fuzz_machine_file(std::string_view input);
+void fuzz_topology_json(std::string_view input);
 
 }  // namespace trireme::fuzz

@@ -118,6 +118,11 @@ PLACEMENT = ('replicas { stages { layers { end: 2 } has_embedding: true has_head
 ASSIGN = (f'model {{ {MODEL} }} placement {{ {PLACEMENT} }} model_path: "m" logical_vocab_size: 99 threads: 1 isa: "auto"',)
 
 
+def kept_seeds(target):
+    """Those in tests/fuzz/seeds, which the ordinary test runs too."""
+    return [path.read_bytes() for path in sorted((ROOT / "tests/fuzz/seeds" / target).iterdir())]
+
+
 def device_maps():
     full = {"replicas": [{"stages": [
         {"layers": {"begin": 0, "end": 12}, "has_embedding": True, "shards": [{"rank": 1, "tp_rank": 0}]},
@@ -214,6 +219,15 @@ def seeds_of(target):
         return text_messages("trireme.MicroBatch", "micro_batch.proto", *BATCH)
     if target == "assign":
         return text_messages("trireme.Assign", "micro_batch.proto", *ASSIGN)
+    if target == "nccl_xml":
+        return [read("topologies", "hgx-4gpu-one-lost.xml"), *kept_seeds(target)]
+    if target == "hwloc_xml":
+        return [read("topologies", "two-sockets-hwloc.xml")]
+    if target == "machine_text":
+        return [*(read("topologies", name) for name in ("two-leaves-ibnetdiscover.txt", "two-domains-topograph.yaml",
+                                                        "four-gpus-profile.yaml")), *kept_seeds(target)]
+    if target == "topology_json":
+        return kept_seeds(target)
     return []
 
 

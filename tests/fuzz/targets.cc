@@ -33,6 +33,10 @@ std::span<const Target> targets() {
       {"control_address", fuzz_control_address},
       {"micro_batch", fuzz_micro_batch},
       {"assign", fuzz_assign},
+      {"nccl_xml", fuzz_machine_file},
+      {"hwloc_xml", fuzz_machine_file},
+      {"machine_text", fuzz_machine_file},
+      {"topology_json", fuzz_topology_json},
   };
   return kTargets;
 }

@@ -131,6 +131,7 @@ TEST_F(ProbeSysfs, GpuDirectRdma) {
   EXPECT_FALSE(*probe().gpus[0].gdr) << "that kernel has no dma-buf";
   fs::create_directories(root_ / "sys/module/nvidia_peermem");
   EXPECT_TRUE(*probe().gpus[0].gdr);
+  EXPECT_TRUE(*probe().nics[0].gdr);
 }
 
 TEST_F(ProbeSysfs, HalfOfItsLanes) {
@@ -158,6 +159,18 @@ TEST_F(ProbeSysfs, PortsThatAreDownOrNarrow) {
   EXPECT_EQ(machine.nics[0].state, Nic::State::kDown);
   EXPECT_TRUE(said(machine.nics[0].notes, "down: state 1: DOWN, phys_state 3: Disabled"));
   EXPECT_TRUE(nearest_nics(machine, 0).empty());
+}
+
+// A second card of the kind, in a slot of two lanes of PCIe 1, that came up at a quarter of its
+// rate.
+TEST_F(ProbeSysfs, NicsUnderTheirSiblings) {
+  pci("pci0000:80/0000:80:02.0", "0x020700", "0x15b3", "0x1021", 1, "2.5 GT/s PCIe", "2");
+  port("mlx5_1", "", "pci0000:80/0000:80:02.0", "100 Gb/sec (4X EDR)", "4: ACTIVE", "5: LinkUp");
+  const Machine machine = probe();
+  ASSERT_EQ(machine.nics.size(), 2u);
+  EXPECT_TRUE(machine.nics[0].notes.empty());
+  EXPECT_TRUE(said(machine.nics[1].notes, "runs at 100 Gb/s, its siblings at 400"));
+  EXPECT_TRUE(said(machine.nics[1].notes, "its PCIe link carries 3.4 Gb/s of 100"));
 }
 
 TEST_F(ProbeSysfs, EthernetAndVirtualNics) {
