@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 #include <cstdio>
+#include <filesystem>
 #include <map>
 
 #include "launch/probe.h"
@@ -77,16 +78,34 @@ std::string links_text(const Gpu& gpu) {
   return expected == 0 ? "none" : std::to_string(count) + "/" + std::to_string(expected);
 }
 
-std::string health_text(const Health& health) {
-  std::string text;
-  if (health.temperature_c) text += format("%.0f C ", *health.temperature_c);
-  if (health.sm_clock_mhz && health.max_sm_clock_mhz) {
-    text += format("%.0f/%.0f MHz ", *health.sm_clock_mhz, *health.max_sm_clock_mhz);
+std::string or_unknown(const std::optional<double>& value, const char* pattern) {
+  return value ? format(pattern, *value) : "?";
+}
+
+// "95/700 W"
+std::string of_most(const std::optional<double>& value, const std::optional<double>& most,
+                    const char* unit) {
+  return or_unknown(value, "%.0f") + "/" + or_unknown(most, "%.0f") + " " + unit;
+}
+
+std::string health_table(const Machine& machine) {
+  std::vector<std::vector<std::string>> rows = {
+      {"GPU", "heat", "SM clock", "power", "memory errors", "slowed by"}};
+  bool known = false;
+  for (size_t i = 0; i < machine.gpus.size(); ++i) {
+    const Health& health = machine.gpus[i].health;
+    known = known || health.temperature_c || health.sm_clock_mhz || health.power_w;
+    std::string reasons;
+    for (const std::string& name : throttle_names(health.throttle_reasons.value_or(0))) {
+      reasons += (reasons.empty() ? "" : ", ") + name;
+    }
+    rows.push_back({std::to_string(i), or_unknown(health.temperature_c, "%.0f C"),
+                    of_most(health.sm_clock_mhz, health.max_sm_clock_mhz, "MHz"),
+                    of_most(health.power_w, health.power_limit_w, "W"),
+                    health.ecc_uncorrected ? std::to_string(*health.ecc_uncorrected) : "?",
+                    shorten(reasons, 40)});
   }
-  if (health.power_w && health.power_limit_w) {
-    text += format("%.0f/%.0f W ", *health.power_w, *health.power_limit_w);
-  }
-  return text.empty() ? "?" : text.substr(0, text.size() - 1);
+  return known ? draw_table(rows) : "";
 }
 
 const PciDevice* device_of(const Machine& machine, const std::string& id) {
@@ -95,15 +114,13 @@ const PciDevice* device_of(const Machine& machine, const std::string& id) {
 }
 
 std::string gpu_table(const Machine& machine) {
-  Rows rows = {
-      {"GPU", "name", "memory", "PCI id", "NUMA", "NVLinks", "PCIe", "heat, clock, power"}};
+  Rows rows = {{"GPU", "name", "memory", "PCI id", "NUMA", "NVLinks", "PCIe"}};
   for (size_t i = 0; i < machine.gpus.size(); ++i) {
     const Gpu& gpu = machine.gpus[i];
     const PciDevice* const pci = device_of(machine, gpu.pci_id);
     rows.push_back({std::to_string(i), shorten(or_unknown(gpu.name), 24),
                     gpu.memory_bytes == 0 ? "?" : format_bytes(gpu.memory_bytes), gpu.pci_id,
-                    numa_text(pci == nullptr ? -1 : pci->numa), links_text(gpu), pci_text(pci),
-                    health_text(gpu.health)});
+                    numa_text(pci == nullptr ? -1 : pci->numa), links_text(gpu), pci_text(pci)});
   }
   // A column that nobody fills is no column.
   for (size_t col = rows[0].size(); col-- > 2;) {
@@ -186,8 +203,7 @@ std::string link_table(const Machine& machine) {
 }
 
 std::string nic_table(const Machine& machine) {
-  Rows rows = {
-      {"NIC", "port", "state", "rate", "layer", "PCI id", "NUMA", "GPUDirect", "next to GPU"}};
+  Rows rows = {{"NIC", "port", "state", "rate", "layer", "PCI id", "NUMA", "GDR", "next to GPU"}};
   std::vector<std::string> near(machine.nics.size());
   for (size_t gpu = 0; gpu < machine.gpus.size(); ++gpu) {
     for (const size_t nic : nearest_nics(machine, gpu)) {
@@ -248,7 +264,9 @@ std::string title(const Machine& machine) {
     text += " " + node.cpu_vendor + " family " + std::to_string(node.cpu_family) + " model " +
             std::to_string(node.cpu_model) + ",";
   }
-  return text + " " + std::to_string(machine.gpus.size()) + " GPUs (" + machine.source + ")\n";
+  text += " " + std::to_string(machine.gpus.size()) + " GPUs";
+  const std::string source = std::filesystem::path(machine.source).filename();
+  return wrap(text + " (" + source + ")", "", "  ");
 }
 
 std::string section(const std::string& heading, const std::string& body) {
@@ -268,7 +286,8 @@ std::string machine_tables(const Machine& machine) {
         "  host bridge (NCCL's files: or NODE) · NODE one NUMA node · SYS between NUMA nodes\n";
   }
   text += section("Links", link_table(machine));
-  text += section("Network", nic_table(machine));
+  text += section("Network (GDR: a NIC reaches a GPU's memory)", nic_table(machine));
+  text += section("Heat, clocks and power", health_table(machine));
   text += section("Marked", notes_of(machine));
   std::string missing;
   for (const std::string& what : machine.missing) missing += wrap(what, "  ", "      ");

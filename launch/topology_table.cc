@@ -55,14 +55,12 @@ std::string rank_table(const Topology& topology) {
   for (const RankInfo& rank : topology.ranks()) {
     const DeviceInfo& device = rank.device();
     const auto island = island_of.find(rank.rank());
-    std::string reason = device.degraded_reason().substr(0, 30);
-    if (reason.size() < device.degraded_reason().size()) reason += "~";
-    rows.push_back({std::to_string(rank.rank()), rank.host().substr(0, 20),
-                    device_name(device).substr(0, 32),
-                    device.memory_bytes() == 0 ? "?" : format_bytes(device.memory_bytes()),
-                    device.has_numa_node() ? std::to_string(device.numa_node()) : "?",
-                    device.has_rail() ? std::to_string(device.rail()) : "-",
-                    island == island_of.end() ? "-" : island->second, reason});
+    rows.push_back(
+        {std::to_string(rank.rank()), rank.host().substr(0, 20), device_name(device).substr(0, 28),
+         device.memory_bytes() == 0 ? "?" : format_bytes(device.memory_bytes()),
+         device.has_numa_node() ? std::to_string(device.numa_node()) : "?",
+         device.has_rail() ? std::to_string(device.rail()) : "-",
+         island == island_of.end() ? "-" : island->second, device.degraded() ? "yes" : ""});
   }
   return limited(rows, "devices");
 }
@@ -72,7 +70,7 @@ std::string island_table(const Topology& topology) {
   for (int i = 0; i < topology.islands_size(); ++i) {
     const Island& island = topology.islands(i);
     std::vector<int32_t> ranks(island.ranks().begin(), island.ranks().end());
-    rows.push_back({std::to_string(i), list_text(ranks), class_text(island.link()),
+    rows.push_back({std::to_string(i), list_text(ranks).substr(0, 48), class_text(island.link()),
                     gigabytes(island.link().bandwidth_bytes_per_s()), island.all_reduce_table()});
   }
   return limited(rows, "islands");
@@ -109,13 +107,14 @@ std::string node_table(const Topology& topology) {
   if (topology.nodes_size() < 2) return "";
   Rows rows = {{"group", "nodes", "NICs", "fastest, Gb/s", "hosts"}};
   for (const auto& [name, group] : groups) {
-    std::string hosts = group.hosts.front();
-    if (group.hosts.size() > 1)
-      hosts += (group.hosts.size() > 2 ? " … " : " ") + group.hosts.back();
+    std::string hosts = group.hosts.front().substr(0, 20);
+    if (group.hosts.size() > 1) {
+      hosts += (group.hosts.size() > 2 ? " .. " : " ") + group.hosts.back().substr(0, 20);
+    }
     char rate[32];
     std::snprintf(rate, sizeof rate, "%g", group.rate / 1e9);
-    rows.push_back({name.empty() ? "-" : name, std::to_string(group.hosts.size()),
-                    std::to_string(group.nics), group.rate > 0 ? rate : "?", hosts.substr(0, 48)});
+    rows.push_back({name.empty() ? "-" : name.substr(0, 24), std::to_string(group.hosts.size()),
+                    std::to_string(group.nics), group.rate > 0 ? rate : "?", hosts});
   }
   return limited(rows, "groups");
 }

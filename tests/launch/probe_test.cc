@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cstdlib>
 #include <filesystem>
 #include <sstream>
 #include <string>
@@ -112,7 +114,7 @@ TEST(Probe, ThisMachine) {
   expect_readable(text);
   EXPECT_TRUE(has(text, "GPU 1: degraded: hot: 91 C, clocks 40 % down")) << text;
   EXPECT_TRUE(has(text, "GPU 3: degraded: none of its 18 NVLinks is up")) << text;
-  EXPECT_TRUE(has(text, "91 C 1188/1980 MHz 95/700 W")) << text;
+  EXPECT_TRUE(has(text, "91 C  1188/1980 MHz  95/700 W  0")) << text;
   EXPECT_TRUE(has(text, "NUMA nodes: no node in")) << text;
   options.probe.json = true;
   const Topology topology = topology_from_json(printed(options));
