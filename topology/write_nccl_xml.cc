@@ -157,8 +157,8 @@ class NcclWriter {
                attribute("speed", std::to_string(static_cast<int64_t>(nic.bits_per_s / 1e6))) +
                attribute("port", std::to_string(nic.port)) +
                attribute("guid", nic.guid.empty() ? "0x0" : nic.guid) +
-               attribute("gdr", nic.gdr.value_or(false) ? "1" : "0") + extra(nic) + ">" +
-               (extras_ ? extra_children(nic) : "") + "</net>");
+               (nic.gdr || !extras_ ? attribute("gdr", nic.gdr.value_or(false) ? "1" : "0") : "") +
+               extra(nic) + ">" + (extras_ ? extra_children(nic) : "") + "</net>");
     }
     if (any) line(depth, "</nic>");
   }
