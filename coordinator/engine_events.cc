@@ -126,6 +126,7 @@ void Engine::take_message(int rank_number, const FromWorker& message, Rank& rank
     case FromWorker::kProgress:
     case FromWorker::kReady:
     case FromWorker::kLinks:
+    case FromWorker::kSpeeds:
     case FromWorker::kDigests:
     case FromWorker::KIND_NOT_SET: break;
   }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "launch/job.h"
 
+#include <algorithm>
 #include <thread>
 
 #include "coordinator/tokenizer/utf8.h"
@@ -71,6 +72,12 @@ Placement choose_placement(const PlacementFlags& flags, const Topology& topology
   options.objective = flags.objective == "latency" ? OBJECTIVE_LATENCY : OBJECTIVE_THROUGHPUT;
   options.tpot_limit_s = seconds(flags.tpot_max);
   options.ttft_limit_s = seconds(flags.ttft_max);
+  const auto& ranks = topology.ranks();
+  if (std::all_of(ranks.begin(), ranks.end(), [](const RankInfo& rank) {
+        return rank.device().kind() == DEVICE_KIND_CPU;
+      })) {  // which pass and add rows in fp32
+    options.assumptions.hop_element_bytes = options.assumptions.all_reduce_element_bytes = 4;
+  }
   return plan_placement(topology, model, options);
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the launcher's environment says: which rank this is, of how many, and when Slurm ends the
-// job.
+// What the environment says: which rank this is, of how many, when Slurm ends the job, and where
+// the user's caches are.
 #include <charconv>
 #include <chrono>
 #include <cstdlib>
@@ -53,6 +53,13 @@ void read_slurm_job(LaunchInfo& info) {
   info.slurm_job_end = std::chrono::system_clock::time_point(std::chrono::seconds(seconds));
 }
 
+std::string cache_folder() {
+  const char* const cache = std::getenv("XDG_CACHE_HOME");
+  if (cache != nullptr && cache[0] == '/') return cache;
+  const char* const home = std::getenv("HOME");
+  return home != nullptr && home[0] == '/' ? std::string(home) + "/.cache" : "";
+}
+
 LaunchInfo read_ranks() {
   if (const auto info = launched_by("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK")) return *info;
   if (const auto info = launched_by("PMI_SIZE", "PMI_RANK")) return *info;
@@ -69,6 +76,7 @@ LaunchInfo read_ranks() {
 LaunchInfo read_launch_info() {
   LaunchInfo info = read_ranks();
   read_slurm_job(info);
+  info.cache_folder = cache_folder();
   return info;
 }
 

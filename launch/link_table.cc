@@ -8,13 +8,12 @@
 #include "kernels/base/printable.h"
 #include "launch/links.h"
 #include "launch/text_table.h"
+#include "topology/slow_links.h"
 
 namespace trireme {
 namespace {
 
 constexpr size_t kMostHostPairs = 12;  // rows by pair of hosts; beyond, rows by kind of link
-constexpr size_t kLeastOfAKind = 4;    // links, before one of them can be called far from its like
-constexpr double kFar = 3;             // times the median's latency, or a third of its bandwidth
 constexpr size_t kShownOutliers = 5;
 
 using Links = std::vector<const MeasuredLink*>;
@@ -98,13 +97,13 @@ std::string outliers(const std::vector<MeasuredLink>& links) {
   std::vector<std::pair<double, std::string>> found;
   const std::set<std::string> crowded = crowded_hosts(links);
   for (const auto& [name, members] : group(links, kind)) {
-    if (members.size() < kLeastOfAKind) continue;
+    if (members.size() < kLeastAlike) continue;
     const double latency = median(members, latency_us);
     const double bandwidth = median(members, gigabytes_per_s);
     for (const MeasuredLink* const link : members) {
       const double worse = std::max(latency_us(*link) / std::max(latency, 1e-3),
                                     bandwidth / std::max(gigabytes_per_s(*link), 1e-9));
-      if (worse < kFar || (one_host(*link) && crowded.contains(link->a.host()))) continue;
+      if (worse < kFarFromLike || (one_host(*link) && crowded.contains(link->a.host()))) continue;
       found.emplace_back(worse, "rank " + std::to_string(link->a.rank()) + " on " + link->a.host() +
                                     " - rank " + std::to_string(link->b.rank()) + " on " +
                                     link->b.host() + ", " + transport(link->finding) + ": " +

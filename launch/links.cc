@@ -11,7 +11,9 @@
 #include "kernels/base/error.h"
 #include "kernels/base/printable.h"
 #include "launch/preflight.h"
+#include "topology/machine_text.h"
 #include "topology/rounds.h"
+#include "topology/slow_links.h"
 
 namespace trireme {
 namespace {
@@ -196,7 +198,9 @@ Link to_link(const MeasuredLink& measured) {
   speed.set_link_class(one_host ? LINK_CLASS_NODE : LINK_CLASS_NET);
   speed.set_latency_s(measured.finding.latency_s());
   speed.set_bandwidth_bytes_per_s(measured.finding.bandwidth_bytes_per_s());
-  speed.set_nominal_bandwidth_bytes_per_s(measured.finding.interface_bytes_per_s());
+  if (!is_virtual_nic(measured.finding.interface())) {  // whose speed says nothing
+    speed.set_nominal_bandwidth_bytes_per_s(measured.finding.interface_bytes_per_s());
+  }
   speed.set_measured(true);
   speed.set_measured_at_unix_s(std::time(nullptr));
   return link;
@@ -214,6 +218,13 @@ void measure_links(Channel& channel, const std::vector<Hello>& workers, int cont
   const auto taken = std::chrono::duration_cast<milliseconds>(SteadyClock::now() - start);
   std::cerr << "Links between workers, measured in " << taken.count() << " ms\n"
             << link_table(links);
+  const std::vector<std::string> slow = mark_slow_links(topology);
+  for (size_t i = 0; i < std::min(slow.size(), kShownPairs); ++i) {
+    std::cerr << "  slow: " << printable(slow[i]) << '\n';
+  }
+  if (slow.size() > kShownPairs) {
+    std::cerr << "  and " << slow.size() - kShownPairs << " more\n";
+  }
 }
 
 }  // namespace trireme

@@ -21,6 +21,7 @@ struct LaunchInfo {
   int rank = 0;
   std::string slurm_job_id;  // empty: not in a Slurm job
   std::optional<std::chrono::system_clock::time_point> slurm_job_end;
+  std::string cache_folder;  // $XDG_CACHE_HOME, else ~/.cache; empty: the user has none
 };
 
 // Flags that every sub-command which places a model shares.

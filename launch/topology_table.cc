@@ -2,8 +2,10 @@
 #include <algorithm>
 #include <cstdio>
 #include <map>
+#include <tuple>
 
 #include "launch/probe.h"
+#include "launch/speeds.h"
 #include "launch/text_table.h"
 #include "topology/machine_text.h"
 #include "topology/topology.h"
@@ -31,6 +33,12 @@ std::string limited(Rows rows, const char* what) {
 std::string gigabytes(double bytes_per_s) {
   char text[32];
   std::snprintf(text, sizeof text, "%.3g", bytes_per_s / 1e9);
+  return text;
+}
+
+std::string number(double value) {
+  char text[32];
+  std::snprintf(text, sizeof text, value < 1000 ? "%.3g" : "%.0f", value);
   return text;
 }
 
@@ -79,12 +87,10 @@ std::string island_table(const Topology& topology) {
 std::string network_table(const Topology& topology) {
   Rows rows = {{"from", "to", "GB/s", "us", "measured"}};
   for (const NetworkLink& link : topology.network()) {
-    char latency[32];
-    std::snprintf(latency, sizeof latency, "%.3g", 1e6 * link.speed().latency_s());
-    rows.push_back({link.a().empty() ? "any node" : link.a(),
-                    link.b().empty() ? "any node" : link.b(),
-                    gigabytes(link.speed().bandwidth_bytes_per_s()), latency,
-                    link.speed().measured() ? "yes" : "nominal"});
+    rows.push_back(
+        {link.a().empty() ? "any node" : link.a(), link.b().empty() ? "any node" : link.b(),
+         gigabytes(link.speed().bandwidth_bytes_per_s()), number(1e6 * link.speed().latency_s()),
+         link.speed().measured() ? "yes" : "nominal"});
   }
   return limited(rows, "links");
 }
@@ -119,6 +125,64 @@ std::string node_table(const Topology& topology) {
   return limited(rows, "groups");
 }
 
+std::string spread(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  if (values.front() == values.back()) return number(values.front());
+  return number(values.front()) + " / " + number(values[values.size() / 2]) + " / " +
+         number(values.back());
+}
+
+// Pairs of ranks whose links are known one by one: least, median, greatest.
+std::string pair_table(const Topology& topology) {
+  struct Group {
+    std::vector<double> latency, bandwidth;
+  };
+  std::map<int32_t, std::string> host_of;
+  for (const RankInfo& rank : topology.ranks()) host_of[rank.rank()] = rank.host();
+  std::map<std::tuple<bool, std::string, bool>, Group> groups;
+  for (const Link& link : topology.links()) {
+    const LinkSpeed& speed = link.speed();
+    Group& group = groups[{host_of[link.rank_a()] != host_of[link.rank_b()], class_text(speed),
+                           speed.measured()}];
+    group.latency.push_back(1e6 * speed.latency_s());
+    group.bandwidth.push_back(speed.bandwidth_bytes_per_s() / 1e9);
+  }
+  Rows rows = {{"links", "class", "pairs", "latency us", "GB/s", "measured"}};
+  for (const auto& [key, group] : groups) {
+    const auto& [between, name, measured] = key;
+    rows.push_back({between ? "between nodes" : "inside a node", name,
+                    std::to_string(group.latency.size()), spread(group.latency),
+                    spread(group.bandwidth), measured ? "yes" : "nominal"});
+  }
+  return limited(rows, "kinds");
+}
+
+// What is far under what it should be, in words.
+std::string degraded_text(const Topology& topology) {
+  constexpr size_t kMostLines = 16, kMostBytes = 96;
+  std::vector<std::string> lines;
+  for (const RankInfo& rank : topology.ranks()) {
+    if (!rank.device().degraded()) continue;
+    lines.push_back("rank " + std::to_string(rank.rank()) + " on " + rank.host() + ": " +
+                    rank.device().degraded_reason());
+  }
+  for (const Link& link : topology.links()) {
+    if (!link.speed().degraded()) continue;
+    lines.push_back("link " + std::to_string(link.rank_a()) + " - " +
+                    std::to_string(link.rank_b()) + ": " + link.speed().degraded_reason());
+  }
+  std::string text;
+  for (size_t i = 0; i < std::min(lines.size(), kMostLines); ++i) {
+    for (size_t at = 0; at < lines[i].size(); at += kMostBytes) {
+      text += (at == 0 ? "  " : "    ") + lines[i].substr(at, kMostBytes) + "\n";
+    }
+  }
+  if (lines.size() > kMostLines) {
+    text += "  and " + std::to_string(lines.size() - kMostLines) + " more; --json has them all\n";
+  }
+  return text;
+}
+
 }  // namespace
 
 std::string topology_tables(const Topology& topology) {
@@ -132,7 +196,10 @@ std::string topology_tables(const Topology& topology) {
   section("Nodes", node_table(topology));
   section("Devices as ranks", rank_table(topology));
   section("Islands: where tensor parallelism may live", island_table(topology));
+  section("Links of pairs", pair_table(topology));
   section("Network between nodes", network_table(topology));
+  section("Speeds, measured", speed_table(topology));
+  section("Degraded", degraded_text(topology));
   return text;
 }
 

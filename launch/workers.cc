@@ -17,6 +17,7 @@
 #include "launch/job.h"
 #include "launch/links.h"
 #include "launch/preflight.h"
+#include "launch/speeds.h"
 #include "launch/watchdog.h"
 #include "topology/machine_topology.h"
 #include "topology/probe.h"
@@ -24,6 +25,7 @@
 #include "worker/comm/control.h"
 #include "worker/comm/local.h"
 #include "worker/comm/mpi.h"
+#include "worker/facts.h"
 #include "worker/worker.h"
 
 namespace trireme {
@@ -174,19 +176,35 @@ class MpiWorkers : public Workers {
 
 }  // namespace
 
-void Workers::greet(const Hello& own, const PlacementFlags& flags) {
+void Workers::greet(const Hello& own, const Options& options) {
+  const PlacementFlags& flags = options.placement;
   const std::vector<Hello> hellos =
       trireme::greet(channel(), count(), own, hosts(), flags.start_timeout);
   for (const Hello& hello : hellos) *topology_.add_ranks() = hello.info();
   share_nodes(topology_, flags.threads);
   measure_links(channel(), hellos, control_port(), flags.start_timeout, topology_);
   machines_ = join_machines(topology_);
-  if (own.facts().must_agree().empty()) return;  // one process
-  char text[96];
-  std::snprintf(text, sizeof text, "preflight: %d ranks agree in %d fields; %.2f s since MPI_Init",
-                count() + 1, own.facts().must_agree_size(),
-                std::chrono::duration<double>(SteadyClock::now() - begun_).count());
-  log_info(text);
+  const bool one_process = own.facts().must_agree().empty();
+  if (!one_process) {
+    char text[96];
+    std::snprintf(text, sizeof text,
+                  "preflight: %d ranks agree in %d fields; %.2f s since MPI_Init", count() + 1,
+                  own.facts().must_agree_size(),
+                  std::chrono::duration<double>(SteadyClock::now() - begun_).count());
+    log_info(text);
+  }
+  const bool shown = options.command == Options::Command::kProbe;
+  const bool planned = flags.device_map == "auto" && count() > 1;
+  if (!shown && !planned) return;
+  SpeedOptions speeds;
+  speeds.isa = flags.isa;
+  speeds.build = build_id() + (one_process ? " threads" : " MPI");
+  speeds.anew = shown;
+  speeds.told = !shown;
+  const std::string& cache = options.launch.cache_folder;
+  speeds.file = cache.empty() ? "" : cache + "/trireme/speeds.json";
+  speeds.timeout = flags.start_timeout;
+  measure_speeds(channel(), speeds, topology_);
 }
 
 std::unique_ptr<Workers> form_workers(const Options& options) {
@@ -195,7 +213,7 @@ std::unique_ptr<Workers> form_workers(const Options& options) {
     start_mpi(options);
     auto workers = std::make_unique<MpiWorkers>(options);
     try {
-      workers->greet(introduce(0, options, mpi_job->library_version()), flags);
+      workers->greet(introduce(0, options, mpi_job->library_version()), options);
     } catch (const Error& error) {
       // Ranks that disagree leave together; of others one may hang, or has left messages behind.
       if (error.code() != Code::kFailedPrecondition) mpi_job->abandon();
@@ -211,7 +229,7 @@ std::unique_ptr<Workers> form_workers(const Options& options) {
                     ", without a launcher it must be 1 to " + std::to_string(kMaxThreads));
   }
   auto workers = std::make_unique<LocalWorkers>(static_cast<int>(count), options);
-  workers->greet(introduce(0, options, ""), flags);
+  workers->greet(introduce(0, options, ""), options);
   return workers;
 }
 

@@ -25,8 +25,9 @@ class Workers {
   // By rank; empty: all are here.
   virtual std::vector<std::string> hosts() const { return {}; }
   // The preflight: collects and compares what the ranks state of themselves (`own`: rank 0), shares
-  // the nodes out among them, and measures their links.
-  void greet(const Hello& own, const PlacementFlags& flags);
+  // the nodes out among them, and measures their links; then, where a placement is to be planned or
+  // the machines shown, their devices.
+  void greet(const Hello& own, const Options& options);
   const Topology& topology() const { return topology_; }  // ranks ascending
   // The nodes as their ranks probed them, one for each host.
   const std::vector<Machine>& machines() const { return machines_; }

@@ -5,6 +5,7 @@
 #include <chrono>
 
 #include "kernels/base/log.h"
+#include "worker/measure_speeds.h"
 #include "worker/model/family.h"
 
 namespace trireme {
@@ -52,6 +53,13 @@ bool Worker::handle(const ToWorker& message) {
     case ToWorker::kLinks: {
       FromWorker reply;
       *reply.mutable_links() = links_.run(message.links());
+      channel_.send(reply);
+      return true;
+    }
+    case ToWorker::kSpeeds: {
+      FromWorker reply;
+      *reply.mutable_speeds() = measure_speeds(message.speeds(), hello_.info().rank(), transport_,
+                                               channel_.cancellation());
       channel_.send(reply);
       return true;
     }

@@ -3,7 +3,9 @@
 """trireme probe as its users start it: alone, over MPI, of files, and what it says of bad ones."""
 import json
 import os
+import re
 import subprocess
+import tempfile
 import unittest
 from pathlib import Path
 
@@ -14,13 +16,15 @@ TOPOLOGIES = ROOT / "tests/data/topologies"
 LIMIT_S = 60
 
 
-def run(*arguments, ranks=None, profile=None):
-    command = [BINARY, "probe", *map(str, arguments)]
+def run(*arguments, ranks=None, profile=None, command="probe", cache=None):
+    command = [BINARY, command, *map(str, arguments)]
     if ranks:
         command = [str(ROOT / "tests/support/mpirun"), "-n", str(ranks), *command]
     environment = dict(os.environ)
     if profile:
         environment["TRIREME_FAKE_NVML_PROFILE"] = str(profile)
+    if cache:
+        environment["XDG_CACHE_HOME"] = str(cache)
     return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False, env=environment)
 
 
@@ -44,6 +48,38 @@ class ProbeTest(unittest.TestCase):
             self.assertEqual([rank["rank"] for rank in topology["ranks"]], [1, 2, 3])
         self.assertEqual(len(topology["nodes"]), 1, "three ranks of one host are one node")
         self.assertNotIn("machine", topology["ranks"][0])
+
+    def test_devices_are_measured(self):
+        topology = json.loads(run("--json", ranks=3).stdout)
+        if any(rank["device"]["kind"] == "DEVICE_KIND_CUDA" for rank in topology["ranks"]):
+            self.skipTest("ranks are shown as the CPUs that they are only where there is no GPU")
+        for rank in topology["ranks"]:
+            device = rank["device"]
+            self.assertTrue(device["speed_measured"])
+            self.assertGreater(device["speed"]["memory_bandwidth_bytes_per_s"], 1e8)
+            self.assertGreater(device["speed"]["flops_16bit_per_s"], 1e9)
+        rows = topology["all_reduce_tables"][0]["rows"]
+        self.assertEqual([row["tp"] for row in rows], [2])
+        self.assertEqual(topology["islands"][0]["ranks"], [1, 2])
+
+    def test_a_start_measures_once(self):
+        with tempfile.TemporaryDirectory(prefix="trireme-probe-") as folder:
+            def plan():
+                done = run("--model", ROOT / "tests/data/tiny-chatglm3", ranks=3, command="plan", cache=folder)
+                self.assertEqual(done.returncode, 0, done.stderr)
+                return re.search("Devices, measured (.*)", done.stderr).group(1), done.stderr
+
+            first = re.fullmatch("in ([0-9]+) ms", plan()[0])
+            self.assertTrue(first)
+            taken = int(first.group(1))
+            print(json.dumps({"bar": "ms to measure two ranks' devices and their all-reduce", "value": taken,
+                              "target": "<= 1000", "ok": taken <= 1000}))
+            self.assertLess(taken, 30000)
+            self.assertIn("just now", plan()[0])
+            (Path(folder) / "trireme/speeds.json").write_text("no JSON")
+            words, log = plan()
+            self.assertIn("cannot use the speeds in", log)
+            self.assertRegex(words, "in [0-9]+ ms")
 
     def test_gpus_of_the_ranks_nodes(self):
         library = BUILD / "libfake_nvml.so"

@@ -1,0 +1,287 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "launch/speeds.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <ctime>
+#include <iostream>
+#include <map>
+#include <optional>
+#include <set>
+#include <thread>
+
+#include "kernels/base/error.h"
+#include "kernels/base/printable.h"
+#include "launch/preflight.h"
+#include "launch/speed_cache.h"
+#include "launch/text_table.h"
+#include "topology/measured_speeds.h"
+#include "worker/facts.h"
+
+namespace trireme {
+namespace {
+
+using std::chrono::milliseconds;
+using SteadyClock = std::chrono::steady_clock;
+
+constexpr milliseconds kPollInterval{1};
+constexpr milliseconds kGrace{2000};  // for the reports, beyond the workers' own time-outs
+constexpr int kMostLooks = 3;         // at what seems slow
+constexpr size_t kMostRows = 24;
+constexpr size_t kShownWords = 8;
+
+class Measurement {
+ public:
+  Measurement(Channel& channel, const SpeedOptions& options, const Topology& topology)
+      : channel_(channel), options_(options), topology_(topology) {
+    hosts_.emplace_back();  // rank 0's
+    for (const RankInfo& rank : topology.ranks()) {
+      hosts_.resize(std::max<size_t>(hosts_.size(), static_cast<size_t>(rank.rank()) + 1));
+      hosts_[static_cast<size_t>(rank.rank())] = rank.host();
+      nodes_[rank.host()].push_back(&rank);
+    }
+  }
+
+  // Of every rank. `known_since`: when the oldest of it was measured, if nobody had to measure now.
+  SpeedReports run(std::optional<int64_t>& known_since) {
+    const int64_t now = std::time(nullptr);
+    SpeedCache cache(options_.file, now);
+    SpeedReports reports;
+    std::set<std::string> unknown;
+    int64_t oldest = now;
+    for (const auto& [host, ranks] : nodes_) {
+      const NodeSpeeds* const known = options_.anew ? nullptr : cache.find(key(host));
+      if (known == nullptr || !take_known(host, *known, reports)) {
+        unknown.insert(host);
+      } else {
+        oldest = std::min(oldest, known->measured_at_unix_s());
+      }
+    }
+    if (unknown.empty()) {
+      known_since = oldest;
+      return reports;
+    }
+    measure(unknown, true, reports);
+    // The machine may have had other work in that moment.
+    for (int look = 1; look < kMostLooks; ++look) {
+      std::set<std::string> doubtful;
+      for (const int32_t rank : seem_slow(topology_, reports)) {
+        const std::string& host = hosts_[static_cast<size_t>(rank)];
+        if (unknown.contains(host)) doubtful.insert(host);
+      }
+      if (doubtful.empty()) break;
+      measure(doubtful, false, reports);
+    }
+    for (const std::string& host : unknown) {
+      NodeSpeeds node;
+      node.set_key(key(host));
+      node.set_measured_at_unix_s(now);
+      for (const RankInfo* rank : nodes_.at(host)) *node.add_reports() = reports.at(rank->rank());
+      cache.keep(node);
+    }
+    cache.save();
+    return reports;
+  }
+
+ private:
+  std::string key(const std::string& host) const {
+    std::string text = options_.build + "\n" + options_.isa;
+    for (const RankInfo* rank : nodes_.at(host)) {
+      const DeviceInfo& device = rank->device();
+      text += "\n" + device.name() + "\n" + device.isa() + "\n" + std::to_string(device.threads());
+      for (const int32_t cpu : device.cpus()) text += " " + std::to_string(cpu);
+    }
+    return host + " " + digest_text(text);
+  }
+
+  // The first rank of a node reports for all of its groups.
+  std::vector<int32_t> degrees(const RankInfo& rank) const {
+    const auto& ranks = nodes_.at(rank.host());
+    if (ranks.front()->rank() != rank.rank()) return {};
+    return reduce_degrees(ranks.size());
+  }
+
+  bool take_known(const std::string& host, const NodeSpeeds& known, SpeedReports& reports) const {
+    const auto& ranks = nodes_.at(host);
+    if (static_cast<size_t>(known.reports_size()) != ranks.size()) return false;
+    for (size_t i = 0; i < ranks.size(); ++i) {
+      if (!is_sound(known.reports(static_cast<int>(i)), degrees(*ranks[i]))) return false;
+    }
+    for (size_t i = 0; i < ranks.size(); ++i) {
+      reports[ranks[i]->rank()] = known.reports(static_cast<int>(i));
+    }
+    return true;
+  }
+
+  SpeedTask task_for(const std::string& host, const RankInfo& rank, bool reduce) {
+    const auto& ranks = nodes_.at(host);
+    SpeedTask task;
+    task.set_isa(options_.isa);
+    task.set_threads(rank.device().threads());
+    task.set_sharers(static_cast<int32_t>(ranks.size()));
+    task.set_memory_bytes(rank.device().memory_bytes());
+    task.set_timeout_ms(static_cast<int32_t>(options_.timeout.count()));
+    if (!reduce) return task;
+    int tag = 0;  // the same on every node: they have no rank in common
+    for (const int32_t tp : reduce_degrees(ranks.size())) {
+      SpeedGroup group;
+      for (int32_t i = 0; i < tp; ++i) group.add_ranks(ranks[static_cast<size_t>(i)]->rank());
+      group.set_tag(tag++);
+      const auto& members = group.ranks();
+      if (std::find(members.begin(), members.end(), rank.rank()) != members.end()) {
+        *task.add_groups() = group;
+      }
+    }
+    return task;
+  }
+
+  // Without all-reduces it is another look: the best one counts.
+  void measure(const std::set<std::string>& hosts, bool reduce, SpeedReports& reports) {
+    std::map<int, const RankInfo*> waiting;
+    for (const std::string& host : hosts) {
+      for (const RankInfo* rank : nodes_.at(host)) {
+        ToWorker message;
+        *message.mutable_speeds() = task_for(host, *rank, reduce);
+        channel_.send(rank->rank(), message);
+        waiting[rank->rank()] = rank;
+      }
+    }
+    const auto deadline = SteadyClock::now() + options_.timeout + kGrace;
+    while (!waiting.empty()) {
+      const auto event = channel_.poll();
+      if (!event) {
+        if (SteadyClock::now() > deadline) fail_silent(waiting);
+        std::this_thread::sleep_for(kPollInterval);
+        continue;
+      }
+      require_life(*event, hosts_);
+      const auto from = waiting.find(event->rank);
+      if (event->kind != ChannelEvent::Kind::kMessage || !event->message.has_speeds() ||
+          from == waiting.end()) {
+        continue;
+      }
+      take(*from->second, event->message.speeds(), reduce, reports);
+      waiting.erase(from);
+    }
+  }
+
+  void take(const RankInfo& rank, const SpeedReport& report, bool reduce, SpeedReports& reports) {
+    if (!is_sound(report, reduce ? degrees(rank) : std::vector<int32_t>())) {
+      throw Error(Code::kInternal, "cannot start: " + rank_name(rank.rank(), hosts_) +
+                                       " reports speeds that no device has, or was not asked for");
+    }
+    if (reduce) {
+      reports[rank.rank()] = report;
+      return;
+    }
+    SpeedReport& known = reports.at(rank.rank());
+    known.set_memory_bandwidth_bytes_per_s(
+        std::max(known.memory_bandwidth_bytes_per_s(), report.memory_bandwidth_bytes_per_s()));
+    known.set_flops_16bit_per_s(std::max(known.flops_16bit_per_s(), report.flops_16bit_per_s()));
+  }
+
+  [[noreturn]] void fail_silent(const std::map<int, const RankInfo*>& waiting) const {
+    std::string missing;
+    for (const auto& [rank, info] : waiting) {
+      missing += (missing.empty() ? "" : ", ") + rank_name(rank, hosts_);
+    }
+    throw Error(Code::kDeadlineExceeded,
+                "cannot start: no measurement of devices within " +
+                    std::to_string((options_.timeout + kGrace).count() / 1000) + " s from " +
+                    missing + "; see whether they still run, and what else their hosts do");
+  }
+
+  Channel& channel_;
+  const SpeedOptions& options_;
+  const Topology& topology_;
+  std::vector<std::string> hosts_;  // by rank
+  std::map<std::string, std::vector<const RankInfo*>> nodes_;
+};
+
+std::string number(double value) {
+  char text[32];
+  std::snprintf(text, sizeof text, value < 1000 ? "%.3g" : "%.0f", value);
+  return text;
+}
+
+// "least-greatest", or the one number where they are alike.
+std::string spread(const std::vector<double>& values) {
+  const auto [least, greatest] = std::minmax_element(values.begin(), values.end());
+  const std::string low = number(*least), high = number(*greatest);
+  return low == high ? low : low + "-" + high;
+}
+
+struct Row {
+  std::set<std::string> hosts;
+  std::vector<double> bandwidth, flops;
+  std::string reduce;
+};
+
+// "TP2 12, TP4 25": of the smallest message.
+std::string reduce_text(const Topology& topology, const Island& island) {
+  std::string text;
+  for (const AllReduceTable& table : topology.all_reduce_tables()) {
+    if (table.name() != island.all_reduce_table()) continue;
+    for (const AllReduceRow& row : table.rows()) {
+      if (!row.measured() || row.samples().empty()) continue;
+      text += (text.empty() ? "TP" : ", TP") + std::to_string(row.tp()) + " " +
+              number(row.samples(0).seconds() * 1e6);
+    }
+  }
+  return text;
+}
+
+}  // namespace
+
+std::string speed_table(const Topology& topology) {
+  std::map<int32_t, std::string> reduce_of;
+  for (const Island& island : topology.islands()) {
+    for (const int32_t rank : island.ranks()) reduce_of[rank] = reduce_text(topology, island);
+  }
+  std::map<std::pair<std::string, std::string>, Row> rows;  // by device and all-reduce
+  for (const RankInfo& rank : topology.ranks()) {
+    const DeviceInfo& device = rank.device();
+    if (!device.speed_measured()) continue;
+    const std::string name = device.isa() + " x" + std::to_string(device.threads()) +
+                             (device.degraded() ? ", degraded" : "");
+    Row& row = rows[{name, reduce_of[rank.rank()]}];
+    row.hosts.insert(rank.host());
+    row.bandwidth.push_back(device.speed().memory_bandwidth_bytes_per_s() / 1e9);
+    row.flops.push_back(device.speed().flops_16bit_per_s() / 1e9);
+  }
+  if (rows.empty()) return "";
+  std::vector<TextRow> text = {
+      {"devices", "ranks", "hosts", "memory GB/s", "GFLOP/s", "all-reduce of 8 KiB, µs"}};
+  for (const auto& [names, row] : rows) {
+    if (text.size() > kMostRows) break;
+    const std::string hosts =
+        row.hosts.size() == 1 ? *row.hosts.begin() : std::to_string(row.hosts.size());
+    text.push_back({names.first, std::to_string(row.bandwidth.size()), printable(hosts),
+                    spread(row.bandwidth), spread(row.flops),
+                    names.second.empty() ? "-" : names.second});
+  }
+  return draw_table(text);
+}
+
+void measure_speeds(Channel& channel, const SpeedOptions& options, Topology& topology) {
+  const auto start = SteadyClock::now();
+  std::optional<int64_t> known_since;
+  const SpeedReports reports = Measurement(channel, options, topology).run(known_since);
+  const std::vector<std::string> words = apply_speeds(reports, topology);
+  if (!options.told) return;
+  const auto taken = std::chrono::duration_cast<milliseconds>(SteadyClock::now() - start);
+  std::cerr << "Devices, measured "
+            << (known_since ? age_text(std::time(nullptr) - *known_since) +
+                                  " (trireme probe, started as this job, measures again)"
+                            : "in " + std::to_string(taken.count()) + " ms")
+            << '\n'
+            << speed_table(topology);
+  for (size_t i = 0; i < std::min(words.size(), kShownWords); ++i) {
+    std::cerr << "  degraded: " << printable(words[i]) << '\n';
+  }
+  if (words.size() > kShownWords) {
+    std::cerr << "  and " << words.size() - kShownWords << " more\n";
+  }
+}
+
+}  // namespace trireme

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "worker/measure_speeds.h"
+
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <functional>
+#include <thread>
+
+#include "kernels/base/error.h"
+#include "topology/measured_speeds.h"
+#include "worker/comm/channel.h"
+#include "worker/comm/local.h"
+
+namespace trireme {
+namespace {
+
+constexpr uint64_t kGiB = uint64_t{1} << 30;
+
+SpeedTask task_of(const std::vector<std::vector<int>>& groups) {
+  SpeedTask task;
+  task.set_isa("auto");
+  task.set_threads(1);
+  task.set_sharers(3);
+  task.set_memory_bytes(kGiB / 4);  // so 32 MiB are read
+  task.set_timeout_ms(20000);
+  int tag = 0;
+  for (const std::vector<int>& ranks : groups) {
+    SpeedGroup& group = *task.add_groups();
+    for (const int rank : ranks) group.add_ranks(rank);
+    group.set_tag(tag++);
+  }
+  return task;
+}
+
+SpeedReport measure(const std::shared_ptr<LocalHub>& hub, int rank, const SpeedTask& task) {
+  const auto channel = make_local_worker_channel(hub, rank);
+  const auto transport = make_local_transport(hub, rank, channel->cancellation());
+  return measure_speeds(task, rank, *transport, channel->cancellation());
+}
+
+TEST(MeasureSpeeds, OfEveryRankAndItsGroups) {
+  const auto hub = make_local_hub(3);
+  std::vector<SpeedReport> reports(4);
+  std::vector<std::thread> threads;
+  for (const int rank : {1, 2, 3}) {
+    threads.emplace_back([&, rank] {
+      reports[static_cast<size_t>(rank)] =
+          measure(hub, rank, rank == 3 ? task_of({{1, 2, 3}}) : task_of({{1, 2, 3}, {1, 2}}));
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  // Rank 1 reports of both groups, in the order of the list.
+  std::swap(*reports[1].mutable_rows(0), *reports[1].mutable_rows(1));
+  EXPECT_TRUE(is_sound(reports[1], {2, 3})) << reports[1].DebugString();
+  EXPECT_TRUE(is_sound(reports[2], {})) << reports[2].DebugString();
+  EXPECT_TRUE(is_sound(reports[3], {})) << reports[3].DebugString();
+  for (const AllReduceRow& row : reports[1].rows()) {
+    EXPECT_TRUE(row.measured());
+    double last = 0;
+    for (const AllReduceSample& sample : row.samples()) {
+      EXPECT_GE(sample.seconds(), last);
+      last = sample.seconds();
+    }
+  }
+}
+
+TEST(MeasureSpeeds, AMemberThatIsSilent) {
+  const auto hub = make_local_hub(2);
+  SpeedTask task = task_of({{1, 2}});
+  task.set_timeout_ms(100);
+  try {
+    measure(hub, 1, task);
+    ADD_FAILURE() << "no error";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), Code::kDeadlineExceeded);
+  }
+}
+
+TEST(MeasureSpeeds, TasksThatCannotBe) {
+  std::vector<int> many(65);
+  for (int i = 0; i < 65; ++i) many[static_cast<size_t>(i)] = i + 1;
+  for (const auto& ranks : {std::vector<int>{2, 3}, {1, 1}, {1}, {}, many}) {
+    EXPECT_THROW(measure(make_local_hub(2), 1, task_of({ranks})), Error);
+  }
+  for (const int threads : {0, -1, 1 << 20}) {
+    SpeedTask task = task_of({});
+    task.set_threads(threads);
+    EXPECT_THROW(measure(make_local_hub(2), 1, task), Error);
+  }
+}
+
+}  // namespace
+}  // namespace trireme

@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "worker/measure_speeds.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+
+#include "kernels/backend.h"
+#include "kernels/base/error.h"
+
+namespace trireme {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::steady_clock;
+
+// Of each measurement, about.
+constexpr double kMemorySeconds = 0.06;
+constexpr double kMatmulSeconds = 0.02;
+constexpr double kReduceSeconds = 0.004;
+constexpr double kSlowReduce = 0.05;  // larger messages are left out
+constexpr int kMostPasses = 32;
+constexpr int64_t kLeastBytes = int64_t{32} << 20, kMostBytes = int64_t{256} << 20;
+constexpr int32_t kMostRanks = 64;  // of a group
+
+template <typename Action>
+double seconds_of(const Action& action) {
+  const auto start = steady_clock::now();
+  action();
+  return std::chrono::duration<double>(steady_clock::now() - start).count();
+}
+
+// Of one pass: the fastest of as many as fit in `budget`, since whatever else runs on the machine
+// only adds.
+template <typename Action>
+double fastest_seconds(double budget, const Cancellation& cancellation, const Action& action) {
+  constexpr int kFewPasses = 3;  // beyond the budget, unless the machine is far too slow for them
+  double all = seconds_of(action);  // whatever a first pass must set up is in it
+  double fastest = all;
+  for (int pass = 1; pass < kMostPasses; ++pass) {
+    if (all > (pass < kFewPasses ? 3 : 1) * budget) break;
+    cancellation.throw_if_cancelled();
+    const double seconds = seconds_of(action);
+    all += seconds;
+    fastest = std::min(fastest, seconds);
+  }
+  return fastest;
+}
+
+// Pages that nobody wrote are all one page of zeros, and would be read from a cache.
+void fill(Backend& backend, const Buffer& buffer) {
+  const std::vector<uint16_t> pattern(size_t{1} << 19, 0x3c23);
+  const size_t piece = pattern.size() * sizeof pattern[0];
+  for (size_t offset = 0; offset < buffer.bytes(); offset += piece) {
+    backend.upload(static_cast<std::byte*>(buffer.data()) + offset, pattern.data(),
+                   std::min(piece, buffer.bytes() - offset));
+  }
+  backend.synchronize();
+}
+
+// Seconds of `tokens` rows through a matrix [n, k] of bf16.
+double matmul_seconds(Backend& backend, const Cancellation& cancellation, int64_t tokens, int64_t n,
+                      int64_t k, double budget) {
+  const Weight weight = backend.make_weight(DType::kBF16, n, k);
+  fill(backend, weight.storage);
+  const DType type = activation_dtype(weight.dtype);
+  const Buffer in = backend.allocate(static_cast<size_t>(tokens * k * element_size(type)));
+  const Buffer out = backend.allocate(static_cast<size_t>(tokens * n) * sizeof(float));
+  const Tensor x(in.data(), type, tokens, k), y(out.data(), DType::kF32, tokens, n);
+  return fastest_seconds(budget, cancellation, [&] {
+    backend.matmul(y, x, weight, nullptr);
+    backend.synchronize();
+  });
+}
+
+// Far above this rank's share of the last cache, and a small part of its memory.
+int64_t matrix_bytes(const SpeedTask& task) {
+  const int64_t cache = std::max(sysconf(_SC_LEVEL3_CACHE_SIZE), 0L);
+  const int64_t wanted =
+      std::clamp(4 * cache / std::max(task.sharers(), 1), kLeastBytes, kMostBytes);
+  return std::clamp(static_cast<int64_t>(task.memory_bytes() / 8), int64_t{1} << 20, wanted);
+}
+
+double memory_bandwidth(Backend& backend, const Cancellation& cancellation, int64_t bytes) {
+  constexpr int64_t kDepth = 4096;
+  const int64_t rows = std::max<int64_t>(bytes / 2 / kDepth, 32);
+  const double seconds = matmul_seconds(backend, cancellation, 1, rows, kDepth, kMemorySeconds);
+  return double(rows * kDepth * 2) / std::max(seconds, 1e-9);
+}
+
+double matmul_flops(Backend& backend, const Cancellation& cancellation) {
+  constexpr int64_t kTokens = 128;
+  constexpr double kShort = 2e-3;  // below, a larger matrix says more
+  double flops = 0;
+  for (const int64_t side : {1024, 2048}) {
+    const double seconds =
+        matmul_seconds(backend, cancellation, kTokens, side, side, kMatmulSeconds);
+    flops = 2.0 * double(kTokens * side * side) / std::max(seconds, 1e-9);
+    if (seconds > kShort) break;
+  }
+  return flops;
+}
+
+// The group's first rank decides for all.
+int agree(Communicator& group, int number) {
+  float value = static_cast<float>(number);
+  group.broadcast({&value, DType::kF32, 1, 1}, 0);
+  return static_cast<int>(std::clamp(value, -1.0F, float(kMostPasses)));
+}
+
+void check(const SpeedTask& task, int rank) {
+  bool sound = task.threads() >= 1 && task.threads() <= 4096;
+  for (const SpeedGroup& group : task.groups()) {
+    sound = sound && group.ranks_size() >= 2 && group.ranks_size() <= kMostRanks &&
+            std::count(group.ranks().begin(), group.ranks().end(), rank) == 1;
+  }
+  if (sound) return;
+  throw Error(Code::kInvalidArgument,
+              "cannot measure: the coordinator asks for " + std::to_string(task.threads()) +
+                  " threads and " + std::to_string(task.groups_size()) +
+                  " groups, one of which is none of rank " + std::to_string(rank));
+}
+
+}  // namespace
+
+AllReduceRow measure_all_reduce(Communicator& group) {
+  AllReduceRow row;
+  row.set_tp(group.size());
+  row.set_measured(true);
+  double least = 0;
+  for (const int64_t bytes : {8 << 10, 128 << 10, 2 << 20}) {
+    std::vector<float> values(static_cast<size_t>(bytes) / sizeof(float));
+    const Tensor x(values.data(), DType::kF32, 1, static_cast<int64_t>(values.size()));
+    const auto reduce = [&] { group.all_reduce_sum(x); };
+    if (least == 0) reduce();  // whatever a first message must set up
+    double fastest = seconds_of(reduce);
+    const double fitting = kReduceSeconds / std::max(fastest, 1e-7);
+    const bool last = fastest > kSlowReduce;
+    const int more = agree(group, last ? -1 : static_cast<int>(std::min(fitting, 32.0)));
+    for (int i = 0; i < more; ++i) fastest = std::min(fastest, seconds_of(reduce));
+    AllReduceSample& sample = *row.add_samples();
+    sample.set_bytes(static_cast<uint64_t>(bytes));
+    least = std::max({fastest, least, 1e-9});  // more bytes never take less
+    sample.set_seconds(least);
+    if (more < 0) break;
+  }
+  const AllReduceSample& last = *row.samples().rbegin();
+  const double alpha = row.samples(0).seconds();
+  row.set_alpha_s(alpha);
+  const double beyond = std::max(last.seconds() - alpha, last.seconds() / 16);
+  row.set_bus_bytes_per_s(double(last.bytes()) * 2 * (group.size() - 1) / group.size() / beyond);
+  return row;
+}
+
+SpeedReport measure_speeds(const SpeedTask& task, int rank, Transport& transport,
+                           Cancellation& cancellation) {
+  check(task, rank);
+  SpeedReport report;
+  const std::unique_ptr<Backend> backend =
+      make_backend({.device = "cpu", .threads = task.threads(), .isa = task.isa()});
+  report.set_memory_bandwidth_bytes_per_s(
+      memory_bandwidth(*backend, cancellation, matrix_bytes(task)));
+  report.set_flops_16bit_per_s(matmul_flops(*backend, cancellation));
+  cancellation.set_deadline(steady_clock::now() + milliseconds(std::max(task.timeout_ms(), 1)));
+  try {
+    for (const SpeedGroup& members : task.groups()) {
+      const std::vector<int> ranks(members.ranks().begin(), members.ranks().end());
+      const auto group = transport.make_group(ranks, members.tag());
+      const AllReduceRow row = measure_all_reduce(*group);
+      if (group->rank() == 0) *report.add_rows() = row;
+    }
+  } catch (const Error&) {
+    cancellation.no_deadline();
+    throw;
+  }
+  cancellation.no_deadline();
+  return report;
+}
+
+}  // namespace trireme
