@@ -229,6 +229,59 @@ Placement explain(const Topology& topology, const ModelSpec& model, const Degree
   return placement;
 }
 
+// The plan on devices, with its predictions.
+Placement place(const Topology& topology, const LinkGraph& links, const ModelSpec& model,
+                const PlacementOptions& options, const Plan& plan) {
+  Placement placement = to_placement(topology, model, plan.input,
+                                     assign_devices(plan.input, links, options, plan.result));
+  set_spares(topology, placement);
+  set_options(model, options, placement);
+  if (options.assumptions.exact_bytes) {
+    choose_blocks(topology, model, options, placement);
+  } else {
+    blocks_of_load(options, placement);
+  }
+  predict_bytes(model, placement);
+  predict_times(topology, model, options, placement);
+  return placement;
+}
+
+// Where links differ, a search that counts devices takes the best link for every hop; on devices
+// the plan may need worse ones.
+bool hops_bite(const Plan& plan, const PlacementOptions& options, const Placement& placement) {
+  return options.objective != OBJECTIVE_LATENCY && !plan.input.uniform_links &&
+         placement.predicted().requests_per_s() < 0.95 * plan.result.value;
+}
+
+// Asks the search again with slower and slower hops, which makes it prefer more and shorter
+// replicas, and keeps the best of what comes of it on devices.
+void try_slower_hops(const Topology& topology, const LinkGraph& links, const ModelSpec& model,
+                     const PlacementOptions& given, const Stopwatch& stopwatch,
+                     Placement& placement) {
+  constexpr double kStep = 2, kSlowest = 256;
+  const double tpot =
+      std::max(1e3 * given.tpot_limit_s.value_or(1e9), placement.predicted().tpot_ms());
+  const double ttft =
+      std::max(1e3 * given.ttft_limit_s.value_or(1e9), placement.predicted().ttft_ms());
+  for (double factor = kStep; factor <= kSlowest && !stopwatch.over(); factor *= kStep) {
+    PlacementOptions options = given;
+    options.cpu_seconds =
+        std::max(0.1 * given.cpu_seconds, given.cpu_seconds / 2 - stopwatch.elapsed_s());
+    const Plan plan = search_plan(topology, links, model, options, factor);
+    if (plan.result.replicas.empty()) return;
+    try {
+      Placement other = place(topology, links, model, options, plan);
+      const PlacementPrediction& predicted = other.predicted();
+      if (predicted.requests_per_s() > placement.predicted().requests_per_s() &&
+          predicted.tpot_ms() <= tpot && predicted.ttft_ms() <= ttft) {
+        placement = std::move(other);
+      }
+    } catch (const Error& error) {
+      if (error.code() != Code::kResourceExhausted) throw;  // it fits the formulas only
+    }
+  }
+}
+
 }  // namespace
 
 void predict_bytes(const ModelSpec& model, Placement& placement) {
@@ -252,19 +305,13 @@ Placement plan_placement(const Topology& topology, const ModelSpec& model,
     options.dp = degrees.dp;
   }
   const LinkGraph links(topology);
+  const Stopwatch stopwatch(options.cpu_seconds / 2);
   const Plan plan = search_plan(topology, links, model, options);
   if (plan.result.replicas.empty()) return explain(topology, model, degrees, options);
-  Placement placement = to_placement(topology, model, plan.input,
-                                     assign_devices(plan.input, links, options, plan.result));
-  set_spares(topology, placement);
-  set_options(model, options, placement);
-  if (options.assumptions.exact_bytes) {
-    choose_blocks(topology, model, options, placement);
-  } else {
-    blocks_of_load(options, placement);
+  Placement placement = place(topology, links, model, options, plan);
+  if (hops_bite(plan, options, placement)) {
+    try_slower_hops(topology, links, model, options, stopwatch, placement);
   }
-  predict_bytes(model, placement);
-  predict_times(topology, model, options, placement);
   explain_plan(topology, plan, options, placement);
   return placement;
 }

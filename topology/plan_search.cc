@@ -114,7 +114,7 @@ SearchResult search_problem(const PlannerInput& input, const PlacementOptions& o
 }  // namespace
 
 Plan search_plan(const Topology& topology, const LinkGraph& links, const ModelSpec& model,
-                 const PlacementOptions& given) {
+                 const PlacementOptions& given, double hop_factor) {
   PlacementOptions options = given;
   if (options.objective == OBJECTIVE_LATENCY) options.batches = {1};
   Plan plan;
@@ -133,6 +133,7 @@ Plan search_plan(const Topology& topology, const LinkGraph& links, const ModelSp
     }
   }
   set_degrees(options, plan.input.problem);
+  for (double& seconds : plan.input.problem.hop_request_s) seconds *= hop_factor;
   plan.result = search_problem(plan.input, options, plan.method);
   return plan;
 }

@@ -27,8 +27,9 @@ struct Plan {
   std::string method;
 };
 
+// `hop_factor`: hops between stages are taken to be so much slower than the best link has them.
 Plan search_plan(const Topology& topology, const LinkGraph& links, const ModelSpec& model,
-                 const PlacementOptions& options);
+                 const PlacementOptions& options, double hop_factor = 1);
 
 // Fills placement.predicted: bound, gap, method, runner-up and why it lost, reasons. REQUIRES:
 // predict_times was called.

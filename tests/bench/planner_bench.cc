@@ -7,6 +7,7 @@
 #include <string>
 
 #include "tests/support/clusters.h"
+#include "tests/support/helix.h"
 #include "topology/search.h"
 
 namespace trireme {
@@ -182,6 +183,29 @@ void replan(const NamedCluster& cluster) {
           1e3 * best, 100);
 }
 
+// Under Helix's times of a layer, against the placements that it published for these clusters.
+// `stated`: the tokens/s, of prompts too, that its own log gives for one; 0: there is none.
+void helix(const HelixCluster& cluster, double stated) {
+  PlacementOptions options = cluster.options();
+  options.cpu_seconds = 2.7;
+  const Stopwatch stopwatch(0);
+  const Placement placement = plan_placement(cluster.topology(), cluster.model(), options);
+  const double cpu_s = stopwatch.elapsed_s();
+  const double ours = cluster.requests_per_s(placement);
+  const double published = cluster.published_requests_per_s();
+  const double tokens = ours * (options.load.prompt_tokens + options.load.output_tokens);
+  std::printf(
+      "{\"cluster\": \"%s\", \"devices\": %d, \"requests_per_s\": %.6g, \"all_tokens_per_s\": "
+      "%.6g, "
+      "\"published\": %.6g, \"replicas\": %d, \"gap\": %.4f, \"cpu_ms\": %.1f}\n",
+      cluster.name().c_str(), cluster.topology().ranks_size(), ours, tokens, published,
+      placement.replicas_size(), placement.predicted().gap(), 1e3 * cpu_s);
+  if (stated > 0)
+    at_least(cluster.name() + ": over what Helix states for its own", tokens / stated, 1);
+  at_least(cluster.name() + ": over the most that flows through Helix's placement",
+           ours / published, 1);
+}
+
 int run() {
   const Stopwatch stopwatch(0);
   const std::vector<NamedCluster> clusters = named_clusters();
@@ -196,6 +220,8 @@ int run() {
   at_least("geometric mean over best uniform, mixed six", means.mixed_uniform.value(), 1.30);
   at_least("geometric mean over the rule, twelve", means.rule.value(), 1.8);
   at_least("geometric mean over accelerate, feasible ones", means.accelerate.value(), 15);
+  helix(HelixCluster("helix-24"), 1212.18);
+  helix(HelixCluster("helix-42"), 0);
   for (const NamedCluster& cluster : clusters) {
     if (cluster.devices() == 8) anytime(cluster, 0.005);
     if (cluster.name.rfind("s1", 0) == 0) anytime(without_sevens(cluster), 0.05);
