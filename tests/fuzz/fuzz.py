@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Runs fuzz targets (preset fuzz) for a bounded time in bounded memory: fuzz.py [TARGET…] [--seconds 60].
+"""Runs fuzz targets (preset fuzz) for a bounded time in bounded memory: fuzz.py [TARGET…] [--seconds 60] [--seeds].
 
 Prints a line for each target: seconds asked for, seconds of processor time had, runs, runs a second, edges of the
 code that were reached, inputs in the corpus, findings. What a target finds lies in build-fuzz/findings/TARGET; once it is mended, the (minimised) input
@@ -115,7 +115,7 @@ MODEL = ('family: "llama" num_layers: 2 hidden_size: 32 num_heads: 4 num_kv_head
 PLACEMENT = ('replicas { stages { layers { end: 2 } has_embedding: true has_head: true shards { rank: 1 heads { end: 4 } '
              'kv_heads { end: 2 } ffn { end: 64 } vocab { end: 100 } } } } dtype: "bf16" block_size: 16 num_blocks: 8 '
              'max_sequences: 2 max_batch_tokens: 16 context: 64')
-ASSIGN = (f'model {{ {MODEL} }} placement {{ {PLACEMENT} }} model_path: "m" logical_vocab_size: 99 threads: 1 isa: "auto"',)
+ASSIGN = (f'model {{ {MODEL} }} placement {{ {PLACEMENT} }} logical_vocab_size: 99 threads: 1 isa: "auto" node_ranks: 1 verify_checkpoint: true',)
 
 
 def kept_seeds(target):
@@ -138,11 +138,18 @@ def framed(*messages):
 
 def control_frames():
     to_worker = text_messages("trireme.ToWorker", "micro_batch.proto", f"micro_batch {{ {BATCH[0]} }}", "shutdown {}",
-                              f"assign {{ {ASSIGN[0]} }}", 'abandon { reason: "lost" }')
+                              f"assign {{ {ASSIGN[0]} }}", 'abandon { reason: "lost" }',
+                              'links { peers { rank: 2 tag: 7 host: "h" addresses: "10.0.0.1" } timeout_ms: 9 control_port: 4711 }',
+                              "links { step: STEP_MEASURE budget_ms: 5 timeout_ms: 9 }")
     from_worker = text_messages(
-        "trireme.FromWorker", "micro_batch.proto", 'hello { info { rank: 1 host: "h" pid: 3 } build: "b" }',
-        "result { id: 1 tokens { sequence: 1 token: 2 logprobs { id: 2 logprob: -1 } } }", "heartbeat { micro_batch: 1 }",
-        'failed { code: 3 message: "m" }', "ready { weight_bytes: 1 }")
+        "trireme.FromWorker", "micro_batch.proto",
+        'hello { info { rank: 1 host: "h" pid: 3 } facts { must_agree { field: "build" value: "b" } '
+        'may_differ { field: "--model" value: "m" } } addresses: "10.0.0.1" }',
+        "result { id: 1 tokens { sequence: 1 token: 2 logprobs { id: 2 logprob: -1 } } }", 
+        "heartbeat { micro_batch: 1 current: 2 operation: OPERATION_ALL_REDUCE layer: 3 waiting_for: 2 operation_us: 5 }",
+        'failed { code: 3 message: "m" waiting_for: 2 }', "ready { weight_bytes: 1 node_bytes: 2 }",
+        "progress { bytes_done: 1 bytes_total: 2 phase: LOAD_PHASE_ALLOCATING }",
+        'digests { digests { tensor: "t" file: "f" sha256: "00" bytes: 1 } }')
     too_long = struct.pack(">I", 1 << 31)
     return [framed(*to_worker), framed(*from_worker), framed(*from_worker)[:-1],  # cut
             framed(*from_worker) + too_long + framed(*from_worker)[1:],
@@ -274,7 +281,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("targets", nargs="*")
     parser.add_argument("--seconds", type=int, default=60)
+    parser.add_argument("--seeds", action="store_true", help="make the targets' seeds only: an ordinary test")
     options = parser.parse_args()
+    if options.seeds:
+        counts = {target: len(seeds_of(target)) for target in options.targets}
+        print(json.dumps(counts))
+        return 0 if counts and all(counts.values()) else 1
     if not (BUILD / "fuzz").exists():
         print("SKIPPED: build-fuzz/fuzz is absent; tests/run --long builds it (preset fuzz)")
         return SKIP_STATUS
