@@ -207,6 +207,7 @@ class NcclReader {
       }
       return;
     }
+    if (complete_) return;
     // Operators' files list devices by their class alone.
     const int64_t kind = device.device_class >> 16;
     const bool compute = kind == kGpuClass && (device.device_class != 0x030000 ||

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
 #include <cstdio>
 
 #include "topology/machine_extras.h"
@@ -47,10 +48,17 @@ class NcclWriter {
       if (device.parent < 0 && !has_node(device.numa)) return true;
     }
     for (const Nic& nic : machine_.nics) {
-      if (nic.pci_id.empty() && !has_node(nic.numa)) return true;
+      if (is_loose(nic) && !has_node(nic.numa)) return true;
     }
-    return false;
+    return std::any_of(machine_.gpus.begin(), machine_.gpus.end(),
+                       [&](const Gpu& gpu) { return is_loose(gpu); });
   }
+
+  // Not in the PCI tree. NCCL has no place for such a GPU.
+  bool is_loose(const Nic& nic) const {
+    return nic.pci_id.empty() || (extras_ && machine_.index_of(nic) < 0);
+  }
+  bool is_loose(const Gpu& gpu) const { return extras_ && machine_.index_of(gpu) < 0; }
 
   void line(int depth, const std::string& text) {
     text_ += std::string(static_cast<size_t>(depth) * 2, ' ') + text + "\n";
@@ -81,7 +89,13 @@ class NcclWriter {
     for (size_t i = 0; i < machine_.pci.size(); ++i) {
       if (machine_.pci[i].parent < 0 && is_here(machine_.pci[i].numa)) write_pci(i, 2);
     }
-    write_nics(2, [&](const Nic& nic) { return nic.pci_id.empty() && is_here(nic.numa); });
+    for (const Gpu& gpu : machine_.gpus) {
+      if (id != -1 || !is_loose(gpu)) continue;
+      line(2, "<pci" + attribute("busid", gpu.pci_id) + attribute("class", "0x030200") + ">");
+      write_gpu(gpu, 3);
+      line(2, "</pci>");
+    }
+    write_nics(2, [&](const Nic& nic) { return is_loose(nic) && is_here(nic.numa); });
     line(1, "</cpu>");
   }
 
@@ -99,8 +113,9 @@ class NcclWriter {
     for (const Gpu& gpu : machine_.gpus) {
       if (gpu.pci_id == device.id && (gpu.links_known || extras_)) write_gpu(gpu, depth + 1);
     }
-    write_nics(depth + 1,
-               [&](const Nic& nic) { return nic.pci_id == device.id && nic.name != device.id; });
+    write_nics(depth + 1, [&](const Nic& nic) {
+      return nic.pci_id == device.id && (extras_ || nic.name != device.id);
+    });
     for (size_t child = index + 1; child < machine_.pci.size(); ++child) {
       if (machine_.pci[child].parent == static_cast<int32_t>(index)) write_pci(child, depth + 1);
     }
