@@ -63,16 +63,13 @@ class Measurement {
     }
     measure(unknown, true, reports);
     // The machine may have had other work in that moment.
-    for (int look = 1; look < kMostLooks; ++look) {
-      std::set<std::string> doubtful;
-      for (const int32_t rank : seem_slow(topology_, reports)) {
-        const std::string& host = hosts_[static_cast<size_t>(rank)];
-        if (unknown.contains(host)) doubtful.insert(host);
-      }
-      if (doubtful.empty()) break;
+    std::set<std::string> doubtful = doubtful_of(unknown, reports);
+    for (int look = 1; look < kMostLooks && !doubtful.empty(); ++look) {
       measure(doubtful, false, reports);
+      doubtful = doubtful_of(unknown, reports);
     }
     for (const std::string& host : unknown) {
+      if (doubtful.contains(host)) continue;  // or for longer: the next start looks again
       NodeSpeeds node;
       node.set_key(key(host));
       node.set_measured_at_unix_s(now);
@@ -99,6 +96,17 @@ class Measurement {
     const auto& ranks = nodes_.at(rank.host());
     if (ranks.front()->rank() != rank.rank()) return {};
     return reduce_degrees(ranks.size());
+  }
+
+  // Those of `hosts` that have a rank which seems slow.
+  std::set<std::string> doubtful_of(const std::set<std::string>& hosts,
+                                    const SpeedReports& reports) const {
+    std::set<std::string> doubtful;
+    for (const int32_t rank : seem_slow(topology_, reports)) {
+      const std::string& host = hosts_[static_cast<size_t>(rank)];
+      if (hosts.contains(host)) doubtful.insert(host);
+    }
+    return doubtful;
   }
 
   bool take_known(const std::string& host, const NodeSpeeds& known, SpeedReports& reports) const {

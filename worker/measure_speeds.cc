@@ -78,7 +78,7 @@ double matmul_seconds(Backend& backend, const Cancellation& cancellation, int64_
 int64_t matrix_bytes(const SpeedTask& task) {
   const int64_t cache = std::max(sysconf(_SC_LEVEL3_CACHE_SIZE), 0L);
   const int64_t wanted =
-      std::clamp(4 * cache / std::max(task.sharers(), 1), kLeastBytes, kMostBytes);
+      std::clamp(2 * cache / std::max(task.sharers(), 1), kLeastBytes, kMostBytes);
   return std::clamp(static_cast<int64_t>(task.memory_bytes() / 8), int64_t{1} << 20, wanted);
 }
 

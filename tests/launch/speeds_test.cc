@@ -214,6 +214,8 @@ TEST_F(Speeds, WhatSeemsSlowIsLookedAtAgain) {
   EXPECT_FALSE(topology.ranks(1).device().degraded());
   EXPECT_EQ(topology.ranks(3).device().degraded_reason(),
             "matrices run at 20 GFLOP/s of 100, 20 % that its like reach");
+  // What may be a mood of the machine is not kept: only the other node is known from now on.
+  EXPECT_EQ(ask(options_), 2);
   EXPECT_EQ(speed_table(topology),
             "  devices            ranks  hosts  memory GB/s  GFLOP/s  all-reduce of 8 KiB, µs\n"
             "  avx2 x2            3      2      10           100      TP2 12\n"
