@@ -8,6 +8,9 @@
 #include "kernels/cuda/cuda_device.h"
 
 namespace trireme {
+
+// A device whose operations need none.
+void Backend::reserve_workspace(int32_t, int32_t) {}
 namespace {
 
 struct BackendEntry {

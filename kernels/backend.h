@@ -103,6 +103,10 @@ class Backend {
   // ---- memory ----
   // Zeroed, aligned to 64 bytes at least. Throws kResourceExhausted with the number of bytes.
   virtual Buffer allocate(size_t bytes) = 0;
+  // Makes the scratch that operations will need for this many query heads that read one KV head,
+  // so that no step allocates; and what all scratch is now.
+  virtual void reserve_workspace(int32_t heads_of_kv, int32_t head_dim);
+  virtual size_t workspace_bytes() const { return 0; }
   virtual void upload(void* device, const void* host, size_t bytes) = 0;
   virtual void download(void* host, const void* device, size_t bytes) = 0;
   virtual void synchronize() = 0;

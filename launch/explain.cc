@@ -10,6 +10,7 @@
 #include "launch/picture_parts.h"
 #include "launch/text_table.h"
 #include "topology/link_graph.h"
+#include "topology/memory.h"
 #include "topology/shard.h"
 #include "topology/topology.h"
 
@@ -23,10 +24,6 @@ std::string gib(uint64_t bytes) {
   const double value = static_cast<double>(bytes) / double(uint64_t{1} << 30);
   std::snprintf(text, sizeof text, value < 10 ? "%.3f" : "%.1f", value);
   return text;
-}
-
-uint64_t used_bytes(const ShardSpec& shard) {
-  return shard.weight_bytes() + shard.kv_bytes() + shard.activation_bytes();
 }
 
 std::string milliseconds(double ms) { return ms > 0 ? short_number(ms) : "-"; }
@@ -94,8 +91,8 @@ class Explanation {
 
   std::string table() const {
     std::vector<TextRow> rows = {{"replica", "stage", "rank", "node", "device", "layers", "TP",
-                                  "weights", "KV", "activations", "used", "there", "decode ms",
-                                  "prefill ms", "hop ms", "idle"}};
+                                  "weights", "KV", "activations", "messages", "used", "there",
+                                  "decode ms", "prefill ms", "hop ms", "idle"}};
     size_t ranks = 0;
     for_each_stage([&](int, int, const StageSpec& stage) {
       ranks += static_cast<size_t>(stage.shards_size());
@@ -134,7 +131,8 @@ class Explanation {
             gib(shard.weight_bytes()),
             gib(shard.kv_bytes()),
             gib(shard.activation_bytes()),
-            gib(used_bytes(shard)),
+            gib(shard.communication_bytes()),
+            gib(predicted_bytes(shard)),
             gib(rank.device().memory_bytes()),
             milliseconds(predicted.decode_ms()),
             milliseconds(predicted.prefill_ms()),
@@ -207,7 +205,7 @@ class Explanation {
     double most = 0;
     for_each_stage([&](int, int, const StageSpec& stage) {
       for (const ShardSpec& shard : stage.shards()) {
-        const double share = static_cast<double>(used_bytes(shard)) /
+        const double share = static_cast<double>(predicted_bytes(shard)) /
                              std::max<double>(1, double(rank_of(shard).device().memory_bytes()));
         if (share <= most) continue;
         most = share;
@@ -215,7 +213,7 @@ class Explanation {
       }
     });
     if (found == nullptr) return "";
-    return "memory is tightest on " + who(*found) + ": " + gib(used_bytes(*found)) + " of " +
+    return "memory is tightest on " + who(*found) + ": " + gib(predicted_bytes(*found)) + " of " +
            gib(rank_of(*found).device().memory_bytes()) + " GiB (" + percent(most) + "), weights " +
            gib(found->weight_bytes()) + " and KV " + gib(found->kv_bytes());
   }

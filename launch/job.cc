@@ -32,16 +32,19 @@ void choose_dtypes(const PlacementFlags& flags, const ModelSpec& model, Placemen
   options.weight_dtypes = map.weights;
 }
 
-// A placement says all of these itself; what it says may differ.
-void refuse_beside_a_map(const PlacementFlags& flags) {
+// A placement says all of these itself, and what it says may differ; other maps say the stages.
+void refuse_beside_a_map(const PlacementFlags& flags, bool is_placement) {
   const std::pair<const char*, bool> given[] = {
-      {"--tp", flags.tp.has_value()},           {"--pp", flags.pp.has_value()},
-      {"--dp", flags.dp.has_value()},           {"--dtype", !flags.dtype.empty()},
-      {"--context", flags.context.has_value()}, {"--max_memory", !flags.max_memory_bytes.empty()}};
+      {"--tp", flags.tp.has_value()},
+      {"--pp", flags.pp.has_value()},
+      {"--dp", flags.dp.has_value()},
+      {"--dtype", is_placement && !flags.dtype.empty()},
+      {"--context", is_placement && flags.context.has_value()},
+      {"--max_memory", is_placement && !flags.max_memory_bytes.empty()}};
   for (const auto& [name, present] : given) {
     if (!present) continue;
     throw Error(Code::kInvalidArgument, "cannot use " + std::string(name) + " with --device_map " +
-                                            flags.device_map + ": the file says it");
+                                            flags.device_map + ": the map says it");
   }
 }
 
@@ -49,16 +52,11 @@ void refuse_beside_a_map(const PlacementFlags& flags) {
 
 Placement choose_placement(const PlacementFlags& flags, const Topology& topology,
                            const ModelSpec& model) {
-  if (flags.device_map != "auto") {
-    refuse_beside_a_map(flags);
-    Placement placement = read_device_map(flags.device_map, model);
-    validate_placement(topology, model, placement);
-    predict_bytes(model, placement);
-    check_memory(topology, placement);
-    return placement;
-  }
+  const bool automatic = flags.device_map == "auto";
+  const bool is_placement = !automatic && is_placement_file(flags.device_map);
+  if (!automatic) refuse_beside_a_map(flags, is_placement);
   PlacementOptions options;
-  choose_dtypes(flags, model, options);
+  if (!is_placement) choose_dtypes(flags, model, options);
   options.tp = flags.tp;
   options.pp = flags.pp;
   options.dp = flags.dp;
@@ -78,7 +76,7 @@ Placement choose_placement(const PlacementFlags& flags, const Topology& topology
       })) {  // which pass and add rows in fp32
     options.assumptions.hop_element_bytes = options.assumptions.all_reduce_element_bytes = 4;
   }
-  return plan_placement(topology, model, options);
+  return place_model(flags.device_map, topology, model, options);
 }
 
 struct Job::State {

@@ -42,8 +42,8 @@ class Job {
   std::unique_ptr<State> state_;
 };
 
-// By --device_map and the flags beside it. Throws kInvalidArgument for flags or a file that cannot
-// be used, kResourceExhausted where the model does not fit.
+// By --device_map and the flags beside it. Throws what place_model() throws, and kInvalidArgument
+// for flags that contradict the map.
 Placement choose_placement(const PlacementFlags& flags, const Topology& topology,
                            const ModelSpec& model);
 

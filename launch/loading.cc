@@ -101,8 +101,8 @@ void Loading::take_ready(int rank, const Ready& ready) {
   node.bytes_needed = ready.node_bytes();
   log_info(roster_.name(rank) + " ready: read " + format_bytes(ready.bytes_read()) + ", weights " +
            format_bytes(ready.weight_bytes()) + ", KV " + format_bytes(ready.kv_bytes()) +
-           ", activations " + format_bytes(ready.activation_bytes()) + ", " +
-           number("%.1f s", ready.load_s()));
+           ", activations " + format_bytes(ready.activation_bytes()) + ", messages " +
+           format_bytes(ready.communication_bytes()) + ", " + number("%.1f s", ready.load_s()));
 }
 
 void Loading::tick() {

@@ -193,11 +193,12 @@ void add_placement_flags(CLI::App& app, PlacementFlags& flags) {
       ->check(kPositive);
   app.add_option("--dp", flags.dp, "replicas of the whole model")->check(kPositive);
   app.add_option("--device_map", flags.device_map,
-                 "auto, or a file with a placement (plan --json writes one)");
+                 "auto; balanced, balanced_low_0 or sequential as accelerate has them; or a file: "
+                 "HF's modules to workers, or a placement (plan --json writes one)");
   app.add_option_function<std::string>(
       "--max_memory",
       [&flags](const std::string& text) { flags.max_memory_bytes = parse_max_memory(text); },
-      "what workers may use, such as 0=10GiB,1=512MiB; cpu: every CPU worker");
+      "what workers may use, such as 0=10GiB,node7:1=20GiB; cpu: every CPU worker");
   app.add_option(
          "--dtype", flags.dtype,
          "of the weights: fp32, bf16, fp16, or a JSON file of types by module name, such as "

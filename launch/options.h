@@ -28,7 +28,7 @@ struct LaunchInfo {
 struct PlacementFlags {
   std::string model;                                 // --model PATH
   std::optional<int32_t> tp, pp, dp;                 // --tp --pp --dp
-  std::string device_map = "auto";                   // auto or FILE (a Placement)
+  std::string device_map = "auto";                   // auto, balanced, …, or FILE
   std::map<std::string, uint64_t> max_memory_bytes;  // --max_memory 0=10GiB,cpu=4GiB
   std::string dtype;               // fp32, bf16, fp16 or a file; empty: the checkpoint's
   int32_t max_sequences = 32;      // running at once in a replica

@@ -122,7 +122,7 @@ double draw_legend(Svg& svg, double y, int num_stages, bool spare,
   legend.note("E embedding, H head");
   legend.entry("weights", kWeightsColour, "none", 26);
   legend.entry("KV cache", kKvColour, "none", 26);
-  legend.entry("activations", kBuffersColour, "none", 26);
+  legend.entry("activations and messages", kBuffersColour, "none", 26);
   legend.entry("free", "#ffffff", "#98a2b3", 26);
   for (const LinkClass link_class : classes) {
     legend.entry(link_name(link_class), tint(link_colour(link_class), 0.15),

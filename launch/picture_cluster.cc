@@ -253,15 +253,17 @@ class Cluster {
     svg_.rect(box, "#ffffff", "#98a2b3", 2, 0.8);
     double x = box.x;
     const double there = std::max<double>(static_cast<double>(memory), 1);
-    for (const auto& [bytes, colour] : {std::pair{shard.weight_bytes(), kWeightsColour},
-                                        {shard.kv_bytes(), kKvColour},
-                                        {shard.activation_bytes(), kBuffersColour}}) {
+    for (const auto& [bytes, colour] :
+         {std::pair{shard.weight_bytes(), kWeightsColour},
+          {shard.kv_bytes(), kKvColour},
+          {shard.activation_bytes() + shard.communication_bytes(), kBuffersColour}}) {
       const double width =
           std::min(static_cast<double>(bytes) / there * box.width, box.x + box.width - x);
       if (width > 0.05) svg_.rect({x, box.y, width, box.height}, colour);
       x += std::max(width, 0.0);
     }
-    const uint64_t used = shard.weight_bytes() + shard.kv_bytes() + shard.activation_bytes();
+    const uint64_t used = shard.weight_bytes() + shard.kv_bytes() + shard.activation_bytes() +
+                          shard.communication_bytes();
     svg_.text(box.x, box.y + 17, format_bytes(used) + " of " + format_bytes(memory),
               {9, false, kGrey}, box.width);
   }

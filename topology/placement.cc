@@ -10,27 +10,13 @@
 #include "kernels/base/error.h"
 #include "topology/assign.h"
 #include "topology/by_memory.h"
+#include "topology/memory.h"
 #include "topology/plan_search.h"
 #include "topology/shard.h"
 #include "topology/topology.h"
 
 namespace trireme {
 namespace {
-
-void check_memory_keys(const Topology& topology, const PlacementOptions& options) {
-  for (const auto& [key, bytes] : options.max_memory_bytes) {
-    bool known = key == "cpu";
-    for (int worker = 0; worker < topology.ranks_size(); ++worker) {
-      known = known || key == std::to_string(worker) ||
-              key == topology.ranks(worker).host() + ":" + std::to_string(worker);
-    }
-    if (!known) {
-      throw Error(Code::kInvalidArgument,
-                  "cannot use --max_memory: no worker is called " + key + "; the job has 0 to " +
-                      std::to_string(topology.ranks_size() - 1) + ", host:index, or cpu");
-    }
-  }
-}
 
 Degrees choose_degrees(int32_t workers, const ModelSpec& model, const PlacementOptions& options) {
   for (const auto& [name, value] :
@@ -71,45 +57,6 @@ void for_each_shard(Placement& placement, Visit visit) {
   }
 }
 
-// KV blocks that every rank has room for beside its weights and activations.
-void choose_blocks(const Topology& topology, const ModelSpec& model,
-                   const PlacementOptions& options, Placement& placement) {
-  const auto blocks_of = [&](int64_t positions) {
-    return (positions + placement.block_size() - 1) / placement.block_size();
-  };
-  const int64_t least = blocks_of(placement.context());
-  int64_t blocks = least * placement.max_sequences();
-  placement.set_num_blocks(1);
-  predict_bytes(model, placement);
-  std::map<int32_t, int> workers;
-  for (int worker = 0; worker < topology.ranks_size(); ++worker) {
-    workers[topology.ranks(worker).rank()] = worker;
-  }
-  for_each_shard(placement, [&](const StageSpec&, const ShardSpec& shard) {
-    const int worker = workers.at(shard.rank());
-    const uint64_t memory = memory_of(topology, worker, options);
-    const uint64_t reserve =
-        memory - static_cast<uint64_t>(std::max(0.0, usable_memory(topology, worker, options)));
-    const uint64_t fixed = shard.weight_bytes() + shard.activation_bytes() + reserve;
-    const uint64_t needed = fixed + static_cast<uint64_t>(least) * shard.kv_bytes();
-    if (needed > memory) {
-      throw Error(Code::kResourceExhausted,
-                  "cannot place " + model.name() + ": rank " + std::to_string(shard.rank()) + " (" +
-                      topology.ranks(worker).host() + ") needs " + format_bytes(needed) +
-                      " (weights " + format_bytes(shard.weight_bytes()) + ", one sequence of " +
-                      std::to_string(placement.context()) + " positions " +
-                      format_bytes(static_cast<uint64_t>(least) * shard.kv_bytes()) + "), it has " +
-                      format_bytes(memory) +
-                      "; add ranks, or lower --context, --max_batch_tokens or --dtype");
-    }
-    if (shard.kv_bytes() > 0) {
-      blocks = std::min(blocks, static_cast<int64_t>((memory - fixed) / shard.kv_bytes()));
-    }
-  });
-  placement.set_num_blocks(
-      static_cast<int32_t>(std::min<int64_t>(blocks, INT32_MAX / placement.block_size())));
-}
-
 // What the planned load fills, where memory was counted by formulas.
 void blocks_of_load(const PlacementOptions& options, Placement& placement) {
   int64_t most = 1;
@@ -132,12 +79,7 @@ bool bare(const Topology& topology) {
 }
 
 void check_limits(const ModelSpec& model, const PlacementOptions& options) {
-  if (options.context && (*options.context < 1 || *options.context > model.context_length())) {
-    throw Error(Code::kInvalidArgument, "cannot place the model: --context is " +
-                                            std::to_string(*options.context) + ", " + model.name() +
-                                            " was made for 1 to " +
-                                            std::to_string(model.context_length()) + " positions");
-  }
+  check_context(model, options);
   for (const auto& [name, limit] :
        {std::pair{"--tpot_max", options.tpot_limit_s}, {"--ttft_max", options.ttft_limit_s}}) {
     if (limit && !(*limit > 0)) {
@@ -197,23 +139,13 @@ void set_spares(const Topology& topology, Placement& placement) {
   }
 }
 
-void set_options(const ModelSpec& model, const PlacementOptions& options, Placement& placement) {
-  placement.set_dtype(dtype_name(options.dtype));
-  if (options.weight_dtypes) *placement.mutable_weight_dtypes() = *options.weight_dtypes;
-  placement.set_block_size(options.block_size);
-  placement.set_max_sequences(options.max_sequences);
-  placement.set_max_batch_tokens(options.max_batch_tokens);
-  placement.set_context(options.context.value_or(model.context_length()));
-}
-
 // No placement keeps memory and limits: says which, by what the same degrees need by memory alone.
 Placement explain(const Topology& topology, const ModelSpec& model, const Degrees& degrees,
                   const PlacementOptions& options) {
   Placement placement = place_by_memory(topology, model, degrees, options);
   set_spares(topology, placement);
-  set_options(model, options, placement);
-  choose_blocks(topology, model, options, placement);
-  predict_bytes(model, placement);
+  set_limits(model, options, placement);
+  size_kv_cache(topology, model, options, placement);
   predict_times(topology, model, options, placement);
   if (options.tpot_limit_s || options.ttft_limit_s) {
     char text[200];
@@ -235,13 +167,13 @@ Placement place(const Topology& topology, const LinkGraph& links, const ModelSpe
   Placement placement = to_placement(topology, model, plan.input,
                                      assign_devices(plan.input, links, options, plan.result));
   set_spares(topology, placement);
-  set_options(model, options, placement);
+  set_limits(model, options, placement);
   if (options.assumptions.exact_bytes) {
-    choose_blocks(topology, model, options, placement);
+    size_kv_cache(topology, model, options, placement);
   } else {
     blocks_of_load(options, placement);
+    predict_bytes(model, placement);
   }
-  predict_bytes(model, placement);
   predict_times(topology, model, options, placement);
   return placement;
 }
@@ -290,6 +222,16 @@ void predict_bytes(const ModelSpec& model, Placement& placement) {
     shard.set_kv_bytes(kv_bytes(model, stage, shard, placement));
     shard.set_activation_bytes(activation_bytes(model, stage, shard, placement));
   });
+  for (ReplicaSpec& replica : *placement.mutable_replicas()) {
+    for (int stage = 0; stage < replica.stages_size(); ++stage) {
+      for (ShardSpec& shard : *replica.mutable_stages(stage)->mutable_shards()) {
+        const int tp_rank = shard.tp_rank();
+        shard.set_communication_bytes(
+            group_staging(model, replica, stage, tp_rank, placement).total() +
+            replica_staging(model, replica, stage, tp_rank, placement).total());
+      }
+    }
+  }
 }
 
 Placement plan_placement(const Topology& topology, const ModelSpec& model,

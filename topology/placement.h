@@ -65,7 +65,8 @@ void validate_placement(const Topology& topology, const ModelSpec& model,
 // The same for a rank that does not know the topology: all but whether the ranks exist.
 void validate_placement(const ModelSpec& model, const Placement& placement);
 
-// Throws kResourceExhausted where a rank has less memory than predict_bytes() says that it needs.
+// Throws kResourceExhausted where a rank has less memory than predict_bytes() says that it needs,
+// with the num_blocks that it has room for.
 void check_memory(const Topology& topology, const Placement& placement);
 
 // Fills every shard's predicted bytes from the ranges.

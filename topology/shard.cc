@@ -142,7 +142,54 @@ uint64_t activation_bytes(const ModelSpec& model, const StageSpec& stage, const 
     const int copies = shard.tp_rank() > 0 ? 0 : stage.shards_size() > 1 ? 2 : 1;
     bytes += copies * sequences * model.vocab_size() * f32;
   }
+  bytes += shard.threads() * cpu_scratch_bytes(heads_of_kv(model, shard), model.head_dim());
   return static_cast<uint64_t>(bytes);
+}
+
+int32_t heads_of_kv(const ModelSpec& model, const ShardSpec& shard) {
+  const int32_t group = model.num_heads() / model.num_kv_heads();
+  int32_t most = 1;
+  for (int32_t kv = shard.kv_heads().begin(); kv < shard.kv_heads().end(); ++kv) {
+    most = std::max(most, std::min(shard.heads().end(), (kv + 1) * group) -
+                              std::max(shard.heads().begin(), kv * group));
+  }
+  return most;
+}
+
+StagingBytes group_staging(const ModelSpec& model, const ReplicaSpec& replica, int stage,
+                           int tp_rank, const Placement& placement) {
+  const StageSpec& own = replica.stages(stage);
+  const int64_t ranks = own.shards_size();
+  if (ranks == 1) return {};
+  const int64_t values = int64_t{placement.max_batch_tokens()} * model.hidden_size();
+  const auto f32 = int64_t{element_size(DType::kF32)};
+  int64_t incoming = sum_incoming_bytes(values, ranks);
+  int64_t outgoing = sum_outgoing_bytes(values);
+  // The first rank has the activations of a stage of another degree, and tells its group.
+  if (stage > 0 && replica.stages(stage - 1).shards_size() != ranks) {
+    (tp_rank == 0 ? outgoing : incoming) =
+        std::max(tp_rank == 0 ? outgoing : incoming, values * f32);
+  }
+  if (own.has_head()) {
+    const int64_t sequences = placement.max_sequences();
+    if (tp_rank == 0) incoming = std::max(incoming, sequences * model.vocab_size() * f32);
+    if (tp_rank > 0) {
+      outgoing = std::max(outgoing, sequences * length(own.shards(tp_rank).vocab()) * f32);
+    }
+  }
+  return {static_cast<size_t>(incoming), static_cast<size_t>(outgoing), 0};
+}
+
+StagingBytes replica_staging(const ModelSpec& model, const ReplicaSpec& replica, int stage,
+                             int tp_rank, const Placement& placement) {
+  const int degree = replica.stages(stage).shards_size();
+  const auto bytes = static_cast<size_t>(int64_t{placement.max_batch_tokens()} *
+                                         model.hidden_size() * element_size(DType::kF32));
+  const auto takes_part = [&](int other) {
+    return other >= 0 && other < replica.stages_size() &&
+           (tp_rank == 0 || replica.stages(other).shards_size() == degree);
+  };
+  return {takes_part(stage - 1) ? bytes : 0, 0, takes_part(stage + 1) ? bytes : 0};
 }
 
 }  // namespace trireme

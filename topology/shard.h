@@ -54,8 +54,24 @@ uint64_t weight_bytes(const ModelSpec& model, const StageSpec& stage, const Shar
                       const Placement& placement);
 uint64_t kv_bytes(const ModelSpec& model, const StageSpec& stage, const ShardSpec& shard,
                   const Placement& placement);
-// Buffers of one step: the stage's activations at max_batch_tokens.
+// Buffers of one step: the stage's activations at max_batch_tokens, and the scratch of the shard's
+// threads.
 uint64_t activation_bytes(const ModelSpec& model, const StageSpec& stage, const ShardSpec& shard,
                           const Placement& placement);
+
+// Staging of one rank's messages: to and from its group, to and from all ranks of its replica.
+struct StagingBytes {
+  size_t incoming = 0;
+  size_t outgoing = 0;
+  size_t outbox = 0;  // of each of two messages that may be on their way to the next stage
+  size_t total() const { return incoming + outgoing + 2 * outbox; }
+};
+StagingBytes group_staging(const ModelSpec& model, const ReplicaSpec& replica, int stage,
+                           int tp_rank, const Placement& placement);
+StagingBytes replica_staging(const ModelSpec& model, const ReplicaSpec& replica, int stage,
+                             int tp_rank, const Placement& placement);
+
+// The most query heads of the shard that read one KV head.
+int32_t heads_of_kv(const ModelSpec& model, const ShardSpec& shard);
 
 }  // namespace trireme

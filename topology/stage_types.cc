@@ -8,13 +8,12 @@
 #include <tuple>
 
 #include "kernels/base/error.h"
+#include "kernels/sizes.h"
 #include "topology/shard.h"
 
 namespace trireme {
 namespace {
 
-// Left of a CPU rank's memory for the program itself, its libraries and message buffers.
-constexpr double kCpuReservedBytes = 256u << 20;
 constexpr int32_t kLargestTp = 8;  // by default; tables with more rows allow powers of two
 constexpr int32_t kBatchGrid[] = {1,  2,  3,  4,  6,  8,   12,  16,  20,  24, 32,
                                   40, 48, 64, 80, 96, 128, 160, 192, 224, 256};
@@ -148,10 +147,19 @@ void fill_exact_bytes(const ModelSpec& model, const PlacementOptions& options, S
       most(type.layer_bytes, weights(layer));
     }
     most(type.embedding_bytes, weights(embedding));
-    const double buffers = static_cast<double>(activation_bytes(model, layer, shard, placement));
+    // The second of three stages of this degree: it stages messages both ways.
+    const auto buffers_of = [&](const StageSpec& stage) {
+      ReplicaSpec row;
+      *row.add_stages() = layer;
+      *row.add_stages() = stage;
+      *row.add_stages() = layer;
+      return static_cast<double>(activation_bytes(model, stage, shard, placement) +
+                                 group_staging(model, row, 1, rank, placement).total() +
+                                 replica_staging(model, row, 1, rank, placement).total());
+    };
+    const double buffers = buffers_of(layer);
     // With the head, its own buffers.
-    const double head_buffers =
-        static_cast<double>(activation_bytes(model, head, shard, placement)) - buffers;
+    const double head_buffers = buffers_of(head) - buffers;
     most(type.head_bytes, weights(head) + head_buffers);
     most(type.head_and_embedding_bytes, weights(both) + head_buffers);
     most(type.fixed_bytes, buffers);
@@ -249,25 +257,15 @@ void fill_limits(const ModelSpec& model, const PlacementOptions& options, Search
 
 }  // namespace
 
-uint64_t memory_of(const Topology& topology, int worker, const PlacementOptions& options) {
-  const RankInfo& rank = topology.ranks(worker);
-  uint64_t bytes = rank.device().memory_bytes();
-  for (const std::string& key :
-       {std::string("cpu"), std::to_string(worker), rank.host() + ":" + std::to_string(worker)}) {
-    if (key == "cpu" && rank.device().kind() != DEVICE_KIND_CPU) continue;
-    const auto limit = options.max_memory_bytes.find(key);
-    if (limit != options.max_memory_bytes.end()) bytes = std::min(bytes, limit->second);
-  }
-  return bytes;
-}
-
 double usable_memory(const Topology& topology, int worker, const PlacementOptions& options) {
   const auto bytes = static_cast<double>(memory_of(topology, worker, options));
   const CostAssumptions& assumptions = options.assumptions;
   if (topology.ranks(worker).device().kind() == DEVICE_KIND_CUDA || !assumptions.exact_bytes) {
     return bytes * assumptions.usable_share - assumptions.gpu_reserve_bytes;
   }
-  return bytes - kCpuReservedBytes;
+  const auto scratch = static_cast<double>(matmul_scratch_bytes());  // of each thread
+  return bytes - static_cast<double>(kReservedBytes) -
+         scratch * topology.ranks(worker).device().threads();
 }
 
 const AllReduceTable* table_of_group(const Topology& topology, const LinkGraph& links,

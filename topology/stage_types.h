@@ -8,6 +8,7 @@
 
 #include "topology/cost.h"
 #include "topology/link_graph.h"
+#include "topology/memory.h"
 #include "topology/placement.h"
 #include "topology/search.h"
 
@@ -19,9 +20,7 @@ struct IslandUse {
   std::vector<int> workers;  // indices into topology.ranks, nearest ones in a row
 };
 
-// What a worker may use: its memory, or less if --max_memory says so.
-uint64_t memory_of(const Topology& topology, int worker, const PlacementOptions& options);
-// The same less what is not for the model: the program itself, its libraries and buffers.
+// memory_of() less what is not for the model: the program itself, its libraries and buffers.
 double usable_memory(const Topology& topology, int worker, const PlacementOptions& options);
 
 // Seconds per request for which a hop of micro-batches of `batch` sequences keeps the link busy.

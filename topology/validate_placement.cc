@@ -6,18 +6,10 @@
 #include "kernels/base/error.h"
 #include "topology/placement.h"
 #include "topology/shard.h"
-#include "topology/stage_types.h"
-#include "topology/topology.h"
+#include "topology/worker_names.h"
 
 namespace trireme {
 namespace {
-
-int worker_of(const Topology& topology, int32_t rank) {
-  for (int worker = 0; worker < topology.ranks_size(); ++worker) {
-    if (topology.ranks(worker).rank() == rank) return worker;
-  }
-  return -1;
-}
 
 [[noreturn]] void refuse(const std::string& where, const std::string& found) {
   throw Error(Code::kInvalidArgument, "cannot use the placement: " + where + " " + found);
@@ -118,29 +110,6 @@ void validate_placement(const Topology& topology, const ModelSpec& model,
 
 void validate_placement(const ModelSpec& model, const Placement& placement) {
   check_placement(nullptr, model, placement);
-}
-
-void check_memory(const Topology& topology, const Placement& placement) {
-  for (const ReplicaSpec& replica : placement.replicas()) {
-    for (const StageSpec& stage : replica.stages()) {
-      for (const ShardSpec& shard : stage.shards()) {
-        const int worker = worker_of(topology, shard.rank());
-        const RankInfo& rank = topology.ranks(worker);
-        const uint64_t memory = rank.device().memory_bytes();
-        const double usable = std::max(0.0, usable_memory(topology, worker, {}));
-        const uint64_t needed = shard.weight_bytes() + shard.kv_bytes() + shard.activation_bytes() +
-                                memory - static_cast<uint64_t>(usable);
-        if (needed <= memory) continue;
-        throw Error(Code::kResourceExhausted,
-                    "cannot use the placement: rank " + std::to_string(shard.rank()) + " (" +
-                        rank.host() + ") needs " + format_bytes(needed) + " (weights " +
-                        format_bytes(shard.weight_bytes()) + ", KV " +
-                        format_bytes(shard.kv_bytes()) + "), it has " +
-                        format_bytes(rank.device().memory_bytes()) +
-                        "; add ranks, or lower num_blocks or max_batch_tokens");
-      }
-    }
-  }
 }
 
 }  // namespace trireme

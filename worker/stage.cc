@@ -115,12 +115,20 @@ Stage::Stage(const Assign& assign, Checkpoint& checkpoint, Backend& backend, Tra
   }
   replica_ = transport.make_group(all_ranks, tag);
   group_ = transport.make_group(group_ranks, tag + 1 + assign_.stage());
+  communication_bytes_ =
+      replica_->reserve(
+          replica_staging(assign_.model(), replica, assign_.stage(), assign_.tp_rank(), placement),
+          receiver()) +
+      group_->reserve(
+          group_staging(assign_.model(), replica, assign_.stage(), assign_.tp_rank(), placement),
+          -1);
 
   const ModelSpec& model = assign_.model();
   const int64_t tokens = placement.max_batch_tokens();
   const int64_t sequences = placement.max_sequences();
   const int64_t hidden = model.hidden_size();
   kv_.emplace(backend, length(spec().layers()), kv_shape(model, shard(), placement));
+  backend.reserve_workspace(heads_of_kv(model, shard()), model.head_dim());
   decoder_.emplace(model, spec(), shard(), weights_, placement, backend, *group_);
   const auto allocate = [&](int64_t rows, int64_t cols, DType type) {
     return backend.allocate(static_cast<size_t>(rows * cols * element_size(type)));
@@ -144,7 +152,8 @@ const ShardSpec& Stage::shard() const { return spec().shards(assign_.tp_rank());
 bool Stage::reporter() const { return spec().has_head() && assign_.tp_rank() == 0; }
 
 uint64_t Stage::activation_bytes() const {
-  uint64_t total = decoder_->bytes() + batch_.bytes() + host_logits_.size() * sizeof(float);
+  uint64_t total = backend_.workspace_bytes() + decoder_->bytes() + batch_.bytes() +
+                   host_logits_.size() * sizeof(float);
   for (const Buffer* buffer : {&residual_, &head_rows_, &head_normed_, &head_local_, &head_}) {
     total += buffer->bytes();
   }
@@ -177,15 +186,17 @@ void Stage::receive(Tensor x) {
   group_->broadcast(x, 0);
 }
 
-void Stage::hand_on(Tensor x) {
+int Stage::receiver() const {
   const ReplicaSpec& replica = assign_.placement().replicas(assign_.replica());
+  if (spec().has_head()) return -1;
   const int receivers = replica.stages(assign_.stage() + 1).shards_size();
+  if (receivers == spec().shards_size()) return first_of_next_ + assign_.tp_rank();
+  return assign_.tp_rank() == 0 ? first_of_next_ : -1;
+}
+
+void Stage::hand_on(Tensor x) {
   begin(OPERATION_SEND);
-  if (receivers == group_->size()) {
-    replica_->send(x, first_of_next_ + assign_.tp_rank());
-  } else if (assign_.tp_rank() == 0) {
-    replica_->send(x, first_of_next_);
-  }
+  if (receiver() >= 0) replica_->send(x, receiver());
 }
 
 MicroBatchResult Stage::run(const MicroBatch& batch) {

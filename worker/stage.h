@@ -49,7 +49,8 @@ class Stage {
 
   uint64_t weight_bytes() const { return weights_.bytes; }
   uint64_t kv_bytes() const { return kv_->bytes(); }
-  uint64_t activation_bytes() const;
+  uint64_t activation_bytes() const;  // and the backend's scratch
+  uint64_t communication_bytes() const { return communication_bytes_; }
   uint64_t node_bytes() const { return weights_.node_bytes; }
   TensorDigests take_digests() { return std::move(weights_.digests); }
 
@@ -58,6 +59,7 @@ class Stage {
   const ShardSpec& shard() const;
   void embed(Tensor x);
   void receive(Tensor x);
+  int receiver() const;  // of this rank's activations, in replica_; -1: nobody
   void hand_on(Tensor x);
   // Logits of rows [first, first + count) of `rows`: on the reporter [count, vocab] fp32, else
   // null.
@@ -75,6 +77,7 @@ class Stage {
   std::unique_ptr<Communicator> replica_;  // all ranks of the replica, stage by stage
   int first_of_previous_ = 0;              // index in replica_ of the neighbours' first ranks
   int first_of_next_ = 0;
+  uint64_t communication_bytes_ = 0;
   BatchTensors batch_;
   Sampler sampler_;
   Histories histories_;  // on the reporter

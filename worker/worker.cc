@@ -114,6 +114,7 @@ void Worker::load(const Assign& assign) {
   ready.set_weight_bytes(stage_->weight_bytes());
   ready.set_kv_bytes(stage_->kv_bytes());
   ready.set_activation_bytes(stage_->activation_bytes());
+  ready.set_communication_bytes(stage_->communication_bytes());
   ready.set_bytes_read(checkpoint->bytes_read());
   ready.set_node_bytes(stage_->node_bytes());
   ready.set_load_s(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());

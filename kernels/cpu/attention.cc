@@ -15,7 +15,7 @@ namespace {
 
 // Rows of an item if the tokens allow: enough to hide the widening of a block of keys, few enough
 // for all scratch to stay in the second-level cache.
-constexpr int32_t kItemRows = 64;
+constexpr int32_t kItemRows = kAttentionRows;
 
 // Local query heads [begin, end) that read one local KV head.
 struct HeadRange {
@@ -62,7 +62,7 @@ void attention(Isa isa, Team& team, Workspace& scratch, std::vector<TokenRange>&
     most_heads = std::max(most_heads, range.end - range.begin);
   }
   cut_into_ranges(batch, std::max(1, kItemRows / most_heads), ranges);
-  scratch.reserve(AttentionScratch::bytes(std::max(kItemRows, most_heads), kv.head_dim));
+  scratch.reserve(static_cast<size_t>(cpu_scratch_bytes(most_heads, kv.head_dim)));
 
   const AttentionKernel kernel = attention_kernel(isa);
   const auto items = static_cast<int64_t>(ranges.size()) * kv.num_heads;

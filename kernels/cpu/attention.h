@@ -18,10 +18,11 @@
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/memory.h"
 #include "kernels/cpu/parallel.h"
+#include "kernels/sizes.h"
 
 namespace trireme::cpu {
 
-constexpr int64_t kPositions = 64;
+constexpr int64_t kPositions = kAttentionPositions;
 
 struct AttentionItem {
   const KvLayer* kv = nullptr;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Where the parts of one attention item lie in a thread's scratch. Rows are (token, head) pairs.
+// Where the parts of one attention item lie in a thread's scratch of attention_scratch_bytes().
+// Rows are (token, head) pairs.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +12,7 @@ namespace trireme::cpu {
 
 struct AttentionScratch {
   // Values and sums are padded to this many columns, the widest register tile.
-  static constexpr int64_t kColumnUnit = 32;
+  static constexpr int64_t kColumnUnit = kAttentionColumns;
 
   float* q = nullptr;        // [rows, D], times the scale
   float* scores = nullptr;   // [rows, 64], then their exponentials
@@ -33,13 +34,6 @@ struct AttentionScratch {
       *parts[i] = memory;
       memory += sizes[i];
     }
-  }
-
-  static size_t bytes(int64_t rows, int64_t head_dim) {
-    const int64_t width = round_up(head_dim, kColumnUnit);
-    const int64_t floats =
-        (2 * kPositions + 4 + 2 * rows) * width + rows * kPositions + 2 * round_up(rows, 16);
-    return static_cast<size_t>(floats) * sizeof(float);
   }
 };
 

@@ -64,7 +64,7 @@ class CpuBackend final : public Backend {
  public:
   CpuBackend(Isa isa, int threads)
       : isa_(isa), team_(threads), rows_(cpu::row_kernels(isa)), scratch_(threads) {
-    scratch_.reserve(static_cast<size_t>(cpu::matmul_scratch_bytes()));
+    scratch_.reserve(static_cast<size_t>(matmul_scratch_bytes()));
   }
 
   std::string name() const override {
@@ -73,6 +73,10 @@ class CpuBackend final : public Backend {
   }
 
   Buffer allocate(size_t bytes) override { return cpu::allocate_pages(bytes); }
+  void reserve_workspace(int32_t heads_of_kv, int32_t head_dim) override {
+    scratch_.reserve(static_cast<size_t>(cpu_scratch_bytes(heads_of_kv, head_dim)));
+  }
+  size_t workspace_bytes() const override { return scratch_.bytes(); }
   void upload(void* device, const void* host, size_t bytes) override {
     if (bytes > 0) std::memcpy(device, host, bytes);
   }

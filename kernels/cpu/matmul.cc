@@ -10,10 +10,8 @@
 namespace trireme::cpu {
 namespace {
 
-// The block of x that a thread copies to its scratch (widened and padded) and uses for all its
-// panels: half of the 2 MiB second-level cache of the processors we aim at.
-constexpr int64_t kBlockBytes = int64_t{1} << 20;
-constexpr int64_t kMaxBlockRows = 256;
+// A thread copies a block of x to its scratch and uses it for all its panels: half of the 2 MiB
+// second-level cache of the processors we aim at.
 // Between rows of the block, so that the rows of one tile do not all fall into one cache set.
 constexpr int64_t kRowGap = kPanelDepth;
 // Parts per thread for up to kFewRows rows: a thread that the machine disturbs then takes fewer.
@@ -130,7 +128,7 @@ void run_part(const Job& job, const Part& part, void* scratch) {
   const int64_t depth = round_up(job.w->k, kPanelDepth);
   Block block;
   block.edge = static_cast<float*>(scratch);
-  void* x = block.edge + kMaxBlockRows * kPanelRows;
+  void* x = block.edge + kMatmulBlockRows * kPanelRows;
   block.x = x;
   for (int64_t row = part.row_begin; row < part.row_end; row += job.block_rows) {
     block.row = row;
@@ -151,9 +149,9 @@ void run_part(const Job& job, const Part& part, void* scratch) {
 // The number of rows and of k in a block: all of k where that fits, for then the weights are read
 // in one sequential sweep.
 void choose_block(Job& job) {
-  const int64_t elements = kBlockBytes / element_size(job.kernel.x);
+  const int64_t elements = kMatmulBlockBytes / element_size(job.kernel.x);
   const int64_t depth = round_up(job.w->k, kPanelDepth);
-  const int64_t max_rows = job.kernel.x == DType::kF32 ? kMaxBlockRows / 2 : kMaxBlockRows;
+  const int64_t max_rows = job.kernel.x == DType::kF32 ? kMatmulBlockRows / 2 : kMatmulBlockRows;
   job.block_rows = std::clamp<int64_t>(job.x.rows, 1, max_rows);
   const int64_t fits =
       std::max(kPanelDepth, elements / job.block_rows / kPanelDepth * kPanelDepth - kRowGap);
@@ -162,10 +160,6 @@ void choose_block(Job& job) {
 }
 
 }  // namespace
-
-int64_t matmul_scratch_bytes() {
-  return kBlockBytes + kMaxBlockRows * kPanelRows * static_cast<int64_t>(sizeof(float));
-}
 
 void matmul(Isa isa, Team& team, const Workspace& scratch, const Tensor& y, const Tensor& x,
             const Weight& w, const float* bias) {

@@ -38,7 +38,6 @@ void panel_avx512_bf16(const PanelArgs& args);
 void panel_amx(const PanelArgs& args);
 
 // Bytes of scratch that each thread needs, whatever the shape.
-int64_t matmul_scratch_bytes();
 
 // Shapes and types are checked by the caller; scratch holds matmul_scratch_bytes() per thread.
 void matmul(Isa isa, Team& team, const Workspace& scratch, const Tensor& y, const Tensor& x,

@@ -3,6 +3,7 @@
 
 #include <sys/mman.h>
 
+#include <cstring>
 #include <string>
 
 #include "kernels/base/error.h"
@@ -31,9 +32,17 @@ Buffer allocate_pages(size_t bytes) {
   return {data, bytes, free_pages};
 }
 
+size_t Workspace::bytes() const {
+  size_t total = 0;
+  for (const Buffer& buffer : buffers_) total += buffer.bytes();
+  return total;
+}
+
 void Workspace::reserve(size_t bytes) {
   for (Buffer& buffer : buffers_) {
-    if (buffer.bytes() < bytes) buffer = allocate_pages(bytes);
+    if (buffer.bytes() >= bytes) continue;
+    buffer = allocate_pages(bytes);
+    std::memset(buffer.data(), 0, bytes);  // so that it is there, not promised
   }
 }
 

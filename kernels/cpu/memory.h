@@ -19,6 +19,7 @@ class Workspace {
 
   // Makes every thread's scratch at least this large. Called outside of parallel_for: it may throw.
   void reserve(size_t bytes);
+  size_t bytes() const;  // of all threads
   void* of(int thread) const { return buffers_[static_cast<size_t>(thread)].data(); }
 
  private:

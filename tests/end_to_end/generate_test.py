@@ -88,6 +88,21 @@ class Splits(unittest.TestCase):
         self.assertEqual(end.status, 2, end.log)
         self.assertIn("layer", end.last_word)
 
+    def test_maps_that_users_know(self):
+        """accelerate's names and a map of HF's modules: two stages, the tokens of one."""
+        model = harness.tiny_model("tiny-chatglm3")
+        flags = ["--prompt_ids", "1,2,3", "--max_tokens", "12", "--ignore_eos"]
+        alone = generate(model, *flags)[0]["output_ids"]
+        path = Path(self.enterContext(tempfile.TemporaryDirectory())) / "map.json"
+        path.write_text(json.dumps({"transformer.embedding": 1, "transformer.rotary_pos_emb": 1,
+                                    "transformer.encoder.layers.0": 1, "transformer": 0}))
+        for device_map, ranks in (("balanced", {"1", "2"}), (path, {"1", "2"})):
+            end = harness.run("generate", "--model", model, "--json", *flags, "--device_map", device_map, ranks=3)
+            self.assertEqual(end.status, 0, end.log)
+            self.assertEqual(json.loads(end.out)["output_ids"], alone, device_map)
+            loaded = {line.split(" rank ")[1].split()[0] for line in end.lines if " ready: read " in line}
+            self.assertEqual(loaded, ranks, end.log)
+
 
 class Reference(unittest.TestCase):
     def greedy(self, answer, expected, margins, limit):

@@ -364,6 +364,12 @@ def stage(fields):
     return fields["replicas"][0]["stages"][0]
 
 
+def hf_map(**modules):
+    """Modules of tiny-llama3 to the one worker that there is, but for what is given."""
+    fields = {"model": 0, "lm_head": 0} | {name.replace("__", "."): device for name, device in modules.items()}
+    return device_map(lambda _: json.dumps(fields).encode())
+
+
 def named(path):
     return lambda folder: ["generate", "--model", harness.tiny_model(), "--prompt_ids", "1", "--device_map", path]
 
@@ -384,6 +390,17 @@ DEVICE_MAPS = [
     ("blocks 2^31 - 1", device_map(lambda fields: fields.update(num_blocks=(1 << 31) - 1)), "num_blocks is 2147483647"),
     ("KV of terabytes", device_map(lambda fields: fields.update(num_blocks=(1 << 27) - 1)), "needs", 1),
     ("type unknown", device_map(lambda fields: fields.update(dtype="fp7")), 'dtype is "fp7"'),
+    ("module unknown", hf_map(model__layer__0=0), '"model.layer.0" is no module of'),
+    ("module of many megabytes", hf_map(**{"x" * 3_000_000: 0}), "is no module of"),
+    ("layer beyond the last", hf_map(model__layers__3=0), '"model.layers.3" is no module of'),
+    ("device that is none", hf_map(model__layers__1=1), "which no worker is called; the job has 0"),
+    ("device negative", hf_map(model__layers__1=-1), "which no worker is called"),
+    ("device 1e300", hf_map(model__layers__1=1e300), "which no worker is called"),
+    ("device a list", hf_map(model__layers__1=[0]), "is on array, which no worker is called"),
+    ("module on disk", hf_map(model__layers__1="disk"), "nothing is offloaded here"),
+    ("module twice", device_map(lambda _: b'{"model": 0, "model": 0, "lm_head": 0}'), "occurs twice"),
+    ("module without a device", device_map(lambda _: b'{"model.layers": 0}'), "it gives no device to model.embed_tokens.weight"),
+    ("a name that is none", named("balanced_low_1"), "give auto, balanced, balanced_low_0, sequential"),
     ("a folder", named("/tmp"), "there is no such file"),
     ("a device without end", named("/dev/zero"), "there is no such file"),
 ]

@@ -34,7 +34,7 @@ class Words:
     def agree(self, kind, case, message):
         """What differs from machine to machine, or from run to run, is #; how a rank is named is tested elsewhere."""
         for differs in (r"(?<=cannot load: rank 1)[^:]*(?=: )", rf"\b{re.escape(socket.gethostname())}\b",
-                        r"\d+(\.\d+)? [KMGT]iB", r"(?<=twice-)\d+"):
+                        r"\d+(\.\d+)? [KMGT]iB", r"(?<=twice-)\d+", r"(?<=num_blocks )\d+(?= would fit)"):
             message = re.sub(differs, "#", message)
         if self.record:
             self.known[f"{kind}: {case}"] = message

@@ -125,11 +125,16 @@ def kept_seeds(target):
 
 def device_maps():
     full = {"replicas": [{"stages": [
-        {"layers": {"begin": 0, "end": 12}, "has_embedding": True, "shards": [{"rank": 1, "tp_rank": 0}]},
-        {"layers": {"begin": 12, "end": 30}, "has_head": True, "shards": [{"rank": 2}, {"rank": 3, "tp_rank": 1}]}]}],
+        {"layers": {"begin": 0, "end": 2}, "has_embedding": True, "shards": [{"rank": 1, "tp_rank": 0}]},
+        {"layers": {"begin": 2, "end": 3}, "has_head": True, "shards": [{"rank": 2}, {"rank": 3, "tp_rank": 1}]}]}],
         "dtype": "bf16", "block_size": 16, "num_blocks": 64, "max_sequences": 4, "max_batch_tokens": 64, "context": 512,
         "spare_ranks": [4]}
-    return [json.dumps(full).encode()]
+    layers = {f"transformer.encoder.layers.{i}": i // 2 for i in range(3)}
+    rest = {"transformer.embedding": 0, "transformer.rotary_pos_emb": 0, "transformer.encoder.final_layernorm": 1,
+            "transformer.output_layer": 1}
+    names = {"": "cpu", "transformer.encoder": "node:1", "transformer.output_layer": "cuda:1"}
+    split = {**layers, **rest, "transformer.encoder.layers.1.mlp": 1}
+    return [json.dumps(one).encode() for one in (full, {**layers, **rest}, names, split)]
 
 
 def framed(*messages):

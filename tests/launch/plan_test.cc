@@ -99,6 +99,54 @@ TEST_F(Plan, NeedsAConfigAndATopologyOnly) {
   };
   EXPECT_NE(layers(written), "");
   EXPECT_EQ(layers(again), layers(written));
+  EXPECT_NE(again.find("\"method\":\"given\""), again.npos) << again;
+  EXPECT_NE(with({"--device_map", "balanced", "--context", "512"}).find("embedding 0-"),
+            again.npos);
+}
+
+// Every map that users know, with limits and types, from the config alone.
+TEST_F(Plan, TakesEveryDeviceMap) {
+  write("hf.json",
+        "{\"transformer.embedding\": \"node:2\", \"transformer.encoder.layers.0\": 2,"
+        " \"transformer\": 0}");
+  const auto with = [&](const std::string& map, std::vector<std::string> more) {
+    const std::vector<std::string> base = {"--model", file("model"), "--topology",
+                                           file("cluster.json"), "--json"};
+    more.insert(more.begin(), base.begin(), base.end());
+    if (!map.empty()) more.insert(more.end(), {"--device_map", map});
+    return run(more);
+  };
+  const auto count = [](const std::string& text, const std::string& what) {
+    int found = 0;
+    for (size_t at = 0; (at = text.find(what, at)) != std::string::npos; ++at) ++found;
+    return found;
+  };
+  const std::vector<std::string> maps = {"auto", "balanced", "balanced_low_0", "sequential",
+                                         file("hf.json")};
+  for (const std::string& map : maps) {
+    for (const char* dtype : {"fp32", "bf16", "fp16"}) {
+      const std::string plan = with(map, {"--dtype", dtype, "--max_memory",
+                                          "cpu=2GiB,node:1=1GiB,0=1GiB", "--context", "256"});
+      EXPECT_EQ(count(plan, "\"dtype\":\"" + std::string(dtype) + "\""), 1) << map << plan;
+      EXPECT_EQ(count(plan, "\"context\":256"), 1) << map << plan;
+      EXPECT_GE(count(plan, "\"communication_bytes\"") + count(plan, "\"shards\""), 1) << plan;
+    }
+    write("again.json", with(map, {}));
+    EXPECT_EQ(count(with(file("again.json"), {}), "\"shards\""),
+              count(read("again.json"), "\"shards\""));
+    for (const char* flag : {"--dtype", "--max_memory"}) {
+      const char* value = flag == std::string("--dtype") ? "bf16" : "0=1GiB";
+      const std::string refused = with(file("again.json"), {flag, value});
+      EXPECT_EQ(refused.find("cannot use " + std::string(flag)), 0u) << refused;
+    }
+  }
+  // What is on the second rank is on it.
+  const std::string hf = with(file("hf.json"), {});
+  EXPECT_LT(hf.find("\"rank\":3"), hf.find("\"rank\":1")) << hf;
+  EXPECT_NE(with("sequential", {"--max_memory", "gpu=1GiB"}).find("no worker is called gpu"),
+            std::string::npos);
+  const std::string none = with("sequential", {"--max_memory", "cpu=256MiB"});
+  EXPECT_NE(none.find("it has 256.0 MiB"), std::string::npos) << none;
 }
 
 TEST_F(Plan, TakesGgufFilesAndSeveralTopologies) {
@@ -125,6 +173,9 @@ TEST_F(Plan, BadInputIsRefused) {
     EXPECT_EQ(said.find("embedding"), std::string::npos) << said;
   }
   write("map.json", "{\"lm_head\": 0}");
+  const std::string map = run({"--model", file("model"), "--topology", file("cluster.json"),
+                               "--device_map", file("map.json")});
+  EXPECT_NE(map.find("\"lm_head\" is no module of model"), std::string::npos) << map;
   const std::string twice = run({"--model", file("model"), "--topology", file("cluster.json"),
                                  "--device_map", file("map.json"), "--pp", "2"});
   EXPECT_NE(twice.find("--pp"), std::string::npos) << twice;

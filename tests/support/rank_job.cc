@@ -88,6 +88,7 @@ std::vector<Assign> make_assignments(const RankJobOptions& options) {
     info.set_rank(rank);
     info.mutable_device()->set_kind(DEVICE_KIND_CPU);
     info.mutable_device()->set_memory_bytes(uint64_t{16} << 30);
+    info.mutable_device()->set_threads(options.threads);
   }
   PlacementOptions plan;
   if (const auto dtype = parse_dtype(options.dtype)) {
@@ -137,6 +138,7 @@ void check_bytes(const Assign& assign, const Stage& stage) {
   check("weights", shard.weight_bytes(), stage.weight_bytes());
   check("KV", shard.kv_bytes(), stage.kv_bytes());
   check("activations", shard.activation_bytes(), stage.activation_bytes());
+  check("communication", shard.communication_bytes(), stage.communication_bytes());
 }
 
 }  // namespace

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "kernels/backend.h"
+#include "topology/shard.h"
 #include "worker/comm/cancellation.h"
 #include "worker/progress.h"
 
@@ -34,6 +35,10 @@ class Communicator {
   // the peer has it; recv once x is there.
   virtual void send(Tensor x, int to) = 0;
   virtual void recv(Tensor x, int from) = 0;
+
+  // Allocates what messages are staged in, and says what is held then, in host memory; a transport
+  // that stages none does nothing. `outbox` is for messages to `to`.
+  virtual uint64_t reserve(const StagingBytes& /*bytes*/, int /*to*/) { return 0; }
 
   // Where its rank says what it is doing; a wait that lasts says there for whom.
   Progress& progress() { return *progress_; }

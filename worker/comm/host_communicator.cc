@@ -6,14 +6,15 @@
 #include <numeric>
 
 #include "kernels/base/check.h"
+#include "kernels/sizes.h"
 
 namespace trireme {
 namespace {
 
 // Up to here everyone sends everything to everyone: one round, more bytes. Above, two rounds.
-constexpr size_t kDirectBytes = 32 << 10;
+constexpr size_t kDirectBytes = kDirectSumBytes;
 // A longer sum is made piece by piece, so that staging stays small and in the cache.
-constexpr size_t kSegmentFloats = 1 << 20;
+constexpr size_t kSegmentFloats = kSumSegment;
 
 std::span<std::byte> bytes_of(Tensor x) {
   CHECK(x.rows >= 0 && x.cols >= 0 && (x.rows <= 1 || x.stride == x.cols),
@@ -42,6 +43,18 @@ HostCommunicator::HostCommunicator(int rank, int size, std::shared_ptr<Staging> 
 
 std::shared_ptr<Staging> HostCommunicator::make_staging(int size) {
   return std::make_shared<Staging>(kFirstOutbox + 2 * size);
+}
+
+uint64_t HostCommunicator::reserve(const StagingBytes& bytes, int to) {
+  staging_->get(kIncoming, bytes.incoming);
+  staging_->get(kOutgoing, bytes.outgoing);
+  if (bytes.outbox > 0) {
+    CHECK(to >= 0 && to < size_, "outboxes for a rank outside the group");
+    for (const Kind kind : {kFirstSend, kSecondSend}) {
+      staging_->get(kFirstOutbox + 2 * to + kind, bytes.outbox);
+    }
+  }
+  return staging_->bytes();
 }
 
 void HostCommunicator::put(std::span<const std::byte> bytes, int to) {

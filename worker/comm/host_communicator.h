@@ -24,6 +24,11 @@ class Staging {
     if (slots_[slot].size() < bytes) slots_[slot].resize(bytes);
     return std::span(slots_[slot]).first(bytes);
   }
+  size_t bytes() const {
+    size_t total = 0;
+    for (const auto& slot : slots_) total += slot.capacity();
+    return total;
+  }
 
  private:
   std::vector<std::vector<std::byte>> slots_;
@@ -38,6 +43,7 @@ class HostCommunicator : public Communicator {
   void broadcast(Tensor x, int root) final;
   void send(Tensor x, int to) final;
   void recv(Tensor x, int from) final;
+  uint64_t reserve(const StagingBytes& bytes, int to) final;
 
   static std::shared_ptr<Staging> make_staging(int size);
 

@@ -136,6 +136,9 @@ const ModelFamily kChatglm = {
         },
     .layer_module = "transformer.encoder.layers.{}",
     .prefix_module = "transformer.prefix_encoder",
+    .rotary_module = "transformer.rotary_pos_emb",
+    .rotary_copies = 1,
+    .rotary_first = true,
 };
 
 }  // namespace trireme

@@ -29,6 +29,29 @@ void add_module(const std::string& name, int64_t parameters, ModelSpec& spec) {
   entry->set_parameters(static_cast<uint64_t>(parameters));
 }
 
+// A family's rules name biases that not every model of it has.
+bool has_tensor(const ModelSpec& spec, Slot slot) {
+  if (slot == Slot::kQkvBias) return spec.qkv_bias();
+  if (slot == Slot::kAttentionOutBias) return spec.attention_out_bias();
+  if (slot == Slot::kGateUpBias || slot == Slot::kDownBias) return spec.mlp_bias();
+  return true;
+}
+
+void list_layer_tensors(const ModelFamily& family, ModelSpec& spec) {
+  const std::string prefix = std::string(family.layer_module) + ".";
+  spec.clear_layer_tensors();
+  for (const WeightRule& rule : family.safetensors) {
+    const std::string name = rule.name;
+    if (!name.starts_with(prefix) || !has_tensor(spec, rule.slot)) continue;
+    spec.add_layer_tensors(name.substr(prefix.size()));
+  }
+  // Of each frequency there is one value, and a table of its own for layers with a window.
+  const int64_t frequencies = (spec.rope().rotary_dim() + spec.local_rope().rotary_dim()) / 2;
+  spec.mutable_rotary()->set_name(family.rotary_module);
+  spec.mutable_rotary()->set_parameters(static_cast<uint64_t>(frequencies * family.rotary_copies));
+  spec.set_rotary_index(family.rotary_first ? 1 : spec.modules_size() - 1);
+}
+
 // HF's names whatever the format, for they are what a device map is written in.
 void list_modules(const ModelFamily& family, ModelSpec& spec) {
   const int64_t hidden = spec.hidden_size();
@@ -52,6 +75,7 @@ void list_modules(const ModelFamily& family, ModelSpec& spec) {
   }
   add_module(module_of(family, Slot::kFinalNorm), hidden, spec);
   add_module(module_of(family, Slot::kHead), spec.tied_embeddings() ? 0 : table, spec);
+  list_layer_tensors(family, spec);
 }
 
 void check_rope(const std::string& source, int32_t head_dim, const RopeSpec& rope) {

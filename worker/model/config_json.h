@@ -1,21 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
-// JSON files of a checkpoint: parsing that a hostile file cannot make expensive, and typed reading
-// of config.json where every error names the file, the key, what was found and what is needed.
+// JSON files of a checkpoint, and typed reading of config.json where every error names the file,
+// the key, what was found and what is needed.
 #pragma once
 
 #include <cstdint>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
-#include <string_view>
 #include <vector>
+
+#include "topology/json_object.h"
 
 namespace trireme {
 
-// Throws kInvalidArgument, beginning with `what`, unless text is an object without repeated keys,
-// at most 32 levels deep and of at most four million values.
-nlohmann::json parse_json_object(std::string_view text, const std::string& what);
-// The same of a file; throws kNotFound if it is absent, kInvalidArgument if it is over max_bytes.
+// parse_json_object() of a file; throws kNotFound if it is absent, kInvalidArgument if it is over
+// max_bytes.
 nlohmann::json read_json_object(const std::string& path, uint64_t max_bytes);
 
 class ConfigJson {

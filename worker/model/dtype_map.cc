@@ -1,14 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "worker/model/dtype_map.h"
 
-#include <algorithm>
 #include <map>
-#include <numeric>
-#include <string_view>
-#include <utility>
 #include <vector>
 
 #include "kernels/base/error.h"
+#include "kernels/base/nearest_name.h"
 #include "worker/model/config_json.h"
 #include "worker/model/family.h"
 #include "worker/model/slices.h"
@@ -24,21 +21,6 @@ bool outside_layers(Slot slot) {
 }
 
 std::string module_of(const std::string& tensor) { return tensor.substr(0, tensor.rfind('.')); }
-
-// Single characters to insert, delete or replace. (Levenshtein 1966)
-size_t distance(std::string_view a, std::string_view b) {
-  std::vector<size_t> row(b.size() + 1);
-  std::iota(row.begin(), row.end(), size_t{0});
-  for (size_t i = 0; i < a.size(); ++i) {
-    size_t diagonal = std::exchange(row[0], i + 1);
-    for (size_t j = 0; j < b.size(); ++j) {
-      const size_t replaced = diagonal + (a[i] == b[j] ? 0 : 1);
-      diagonal = row[j + 1];
-      row[j + 1] = std::min({replaced, diagonal + 1, row[j] + 1});
-    }
-  }
-  return row.back();
-}
 
 class Map {
  public:
@@ -103,21 +85,15 @@ class Map {
     const auto& type = value.get_ref<const std::string&>();
     const auto module = modules_.find(name);
     if (!name.empty() && module == modules_.end()) {
-      fail(name, "is no module of " + model_.name() + "; the nearest is \"" + nearest(name) + "\"");
+      std::vector<std::string> names;
+      for (const auto& [known, has_matrix] : modules_) names.push_back(known);
+      fail(name, "is no module of " + model_.name() + "; the nearest is \"" +
+                     nearest_name(name, names) + "\"");
     }
     if (!name.empty() && !module->second && type != "fp32") {
       fail(name, "has no matrix: its values are always fp32");
     }
     types_[name] = type;
-  }
-
-  std::string nearest(const std::string& name) const {
-    const std::string_view asked = std::string_view(name).substr(0, kMaxName);
-    const auto best =
-        std::min_element(modules_.begin(), modules_.end(), [&](const auto& a, const auto& b) {
-          return distance(asked, a.first) < distance(asked, b.first);
-        });
-    return best->first;
   }
 
   std::string of_module(std::string name) const {

@@ -62,6 +62,11 @@ struct ModelFamily {
   float norm_offset = 0;
   // Of the encoder of a learned prefix (P-tuning v2); null: the family has none.
   const char* prefix_module = nullptr;
+  // Holds the tables of the rotary embedding, which follow from the config, so many times; defined
+  // before the layers or after the last norm.
+  const char* rotary_module = "model.rotary_emb";
+  int rotary_copies = 2;  // as scaled, and the original
+  bool rotary_first = false;
 };
 
 std::span<const ModelFamily* const> model_families();
