@@ -345,6 +345,7 @@ void Engine::send(Replica& replica, MicroBatch batch, Clock::time_point now) {
     prompt_tokens_ += active.request.prompt.size();
   }
   replica.in_flight.push_back({now, num_tokens});
+  if (options_.drift) options_.drift->sent(replica.index, batch);
   ToWorker message;
   *message.mutable_micro_batch() = std::move(batch);
   for (const int rank : replica.ranks) channel_.send(rank, message);

@@ -26,6 +26,7 @@
 #include "coordinator/request.h"
 #include "coordinator/roster.h"
 #include "coordinator/scheduler.h"
+#include "coordinator/step_drift.h"
 #include "proto/cluster.pb.h"
 #include "proto/inference.pb.h"
 #include "worker/comm/channel.h"
@@ -40,7 +41,8 @@ struct EngineOptions {
   std::chrono::microseconds spin{2000};
   // Ids that may be drawn: [0, vocab_size). 0: all rows of the placement, padding included.
   int32_t vocab_size = 0;
-  bool log = true;  // one line per finished request and per lost replica
+  bool log = true;                   // one line per finished request and per lost replica
+  std::shared_ptr<StepDrift> drift;  // step times beside the plan's; null: they are not compared
 };
 
 class Engine {
@@ -166,6 +168,7 @@ class Engine {
   bool take_events(Clock::time_point now);
   void take_event(const ChannelEvent& event, Rank& rank, Clock::time_point now);
   void take_message(int rank_number, const FromWorker& message, Rank& rank, Clock::time_point now);
+  void compare_steps(int rank_number, const Heartbeat& beat);
   void take_result(int rank_number, const MicroBatchResult& result, const Rank& rank,
                    Clock::time_point now);
   void note_loss(int rank_number, const Rank& rank, Loss loss, Clock::time_point now);

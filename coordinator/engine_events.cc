@@ -110,7 +110,9 @@ void Engine::take_event(const ChannelEvent& event, Rank& rank, Clock::time_point
 void Engine::take_message(int rank_number, const FromWorker& message, Rank& rank,
                           Clock::time_point now) {
   switch (message.kind_case()) {
-    case FromWorker::kHeartbeat: return;  // the roster has it
+    case FromWorker::kHeartbeat:  // the roster has it
+      if (options_.drift) compare_steps(rank_number, message.heartbeat());
+      return;
     case FromWorker::kResult: take_result(rank_number, message.result(), rank, now); return;
     case FromWorker::kFailed: {
       rank.failed = true;
@@ -135,6 +137,13 @@ void Engine::take_message(int rank_number, const FromWorker& message, Rank& rank
                                   std::to_string(message.kind_case()) +
                                   ", which has no place while it serves"},
             now);
+}
+
+void Engine::compare_steps(int rank_number, const Heartbeat& beat) {
+  for (const StepDrift::Line& line : options_.drift->heard(rank_number, beat)) {
+    if (!options_.log) continue;
+    line.uneven ? log_warn(line.text) : log_info(line.text);
+  }
 }
 
 void Engine::take_result(int rank_number, const MicroBatchResult& result, const Rank& rank,
@@ -245,6 +254,7 @@ void Engine::lose(Replica& replica, const Loss& cause, Clock::time_point now) {
 
 v1::ClusterHealth Engine::health(Clock::time_point now) const {
   v1::ClusterHealth health = roster_.health(now);
+  if (options_.drift) options_.drift->describe(health);
   const std::lock_guard lock(mutex_);
   if (!drain_reason_.empty()) health.set_state("draining");
   if (!stop_reason_.empty()) health.set_state("ended");

@@ -70,12 +70,7 @@ Placement choose_placement(const PlacementFlags& flags, const Topology& topology
   options.objective = flags.objective == "latency" ? OBJECTIVE_LATENCY : OBJECTIVE_THROUGHPUT;
   options.tpot_limit_s = seconds(flags.tpot_max);
   options.ttft_limit_s = seconds(flags.ttft_max);
-  const auto& ranks = topology.ranks();
-  if (std::all_of(ranks.begin(), ranks.end(), [](const RankInfo& rank) {
-        return rank.device().kind() == DEVICE_KIND_CPU;
-      })) {  // which pass and add rows in fp32
-    options.assumptions.hop_element_bytes = options.assumptions.all_reduce_element_bytes = 4;
-  }
+  options.assumptions = assumptions_of(topology);
   return place_model(flags.device_map, topology, model, options);
 }
 
@@ -115,6 +110,7 @@ Job::Job(const Options& options) : state_(std::make_unique<State>()) {
   s.placement = choose_placement(s.flags, s.workers->topology(), s.model);
   EngineOptions engine;
   engine.max_queue = s.max_queue;
+  engine.drift = std::make_shared<StepDrift>(s.workers->topology(), s.model, s.placement);
   s.engine =
       std::make_unique<Engine>(s.workers->topology(), s.placement, s.workers->channel(), engine);
 }

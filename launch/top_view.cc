@@ -231,6 +231,12 @@ class View {
       add_text("rank " + std::to_string(rank.rank()) + " on " + rank.host() + ": " + rank.why(),
                colour_of(rank.state()));
     }
+    std::string told;  // once for all ranks that it is said of
+    for (const v1::RankHealth& rank : state_.health->ranks()) {
+      if (rank.drift().empty() || rank.drift() == told) continue;
+      told = rank.drift();
+      add_text(told, kYellow);
+    }
     if (!state_.health->first_failure().empty()) add_text(state_.health->first_failure(), kRed);
     return lines;
   }

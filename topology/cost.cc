@@ -44,6 +44,17 @@ double row_s(const AllReduceRow& row, double bytes) {
 
 }  // namespace
 
+CostAssumptions assumptions_of(const Topology& topology) {
+  CostAssumptions assumptions;
+  const auto& ranks = topology.ranks();
+  if (std::all_of(ranks.begin(), ranks.end(), [](const RankInfo& rank) {
+        return rank.device().kind() == DEVICE_KIND_CPU;
+      })) {  // which pass and add rows in fp32
+    assumptions.hop_element_bytes = assumptions.all_reduce_element_bytes = 4;
+  }
+  return assumptions;
+}
+
 ModelCost model_cost(const ModelSpec& model, DType dtype, const CostAssumptions& assumptions) {
   const double element = assumptions.exact_bytes ? static_cast<double>(element_size(dtype))
                                                  : assumptions.element_bytes;
@@ -106,14 +117,14 @@ double matrices_s(const ModelCost& model, const StageCost& stage, double tokens)
   return device.launch_s + smooth(memory, compute, device.p);
 }
 
-namespace {
-
 double all_reduces_s(const ModelCost& model, const StageCost& stage,
                      const CostAssumptions& assumptions, double tokens) {
   if (stage.tp == 1 || stage.all_reduce == nullptr) return 0;
   return 2 * all_reduce_s(*stage.all_reduce, stage.tp,
                           tokens * model.hidden * assumptions.all_reduce_element_bytes);
 }
+
+namespace {
 
 // Norms, rotations, activations and residuals: bytes that pass through memory for each token.
 double elementwise_s(const ModelCost& model, const StageCost& stage,
@@ -125,26 +136,28 @@ double elementwise_s(const ModelCost& model, const StageCost& stage,
 
 }  // namespace
 
+double layer_s(const ModelCost& model, const StageCost& stage, const CostAssumptions& assumptions,
+               const StepWork& work) {
+  const DeviceCost& device = stage.device;
+  const double reading =
+      work.cached * model.kv_bytes * stage.share.kv / (device.ea * device.bandwidth);
+  const double computing = assumptions.detailed ? 4 * work.pairs * model.hidden *
+                                                      stage.share.heads / (device.ec * device.flops)
+                                                : 0;
+  const double rest = work.pairs > 0 ? device.prefill_layer_s : device.decode_layer_s;
+  return matrices_s(model, stage, work.tokens) + (reading + computing) + rest +
+         elementwise_s(model, stage, assumptions, work.tokens) +
+         all_reduces_s(model, stage, assumptions, work.tokens);
+}
+
 double decode_layer_s(const ModelCost& model, const StageCost& stage,
                       const CostAssumptions& assumptions, double sequences, double positions) {
-  const DeviceCost& device = stage.device;
-  const double attention =
-      sequences * positions * model.kv_bytes * stage.share.kv / (device.ea * device.bandwidth);
-  return matrices_s(model, stage, sequences) + attention + device.decode_layer_s +
-         elementwise_s(model, stage, assumptions, sequences) +
-         all_reduces_s(model, stage, assumptions, sequences);
+  return layer_s(model, stage, assumptions, {sequences, sequences * positions, 0});
 }
 
 double prefill_layer_s(const ModelCost& model, const StageCost& stage,
                        const CostAssumptions& assumptions, double tokens, double before) {
-  const DeviceCost& device = stage.device;
-  const double attention = assumptions.detailed
-                               ? 4 * tokens * (before + tokens / 2) * model.hidden *
-                                     stage.share.heads / (device.ec * device.flops)
-                               : 0;
-  return matrices_s(model, stage, tokens) + attention + device.prefill_layer_s +
-         elementwise_s(model, stage, assumptions, tokens) +
-         all_reduces_s(model, stage, assumptions, tokens);
+  return layer_s(model, stage, assumptions, {tokens, 0, tokens * (before + tokens / 2)});
 }
 
 double head_s(const ModelCost& model, const StageCost& stage, double sequences) {

@@ -33,6 +33,9 @@ struct CostAssumptions {
   double latency_head_share = 0;    // of the head's bytes reserved on every stage for it
 };
 
+// Of our own worker on these ranks.
+CostAssumptions assumptions_of(const Topology& topology);
+
 // A model in one type, as the cost model sees it.
 struct ModelCost {
   int32_t layers = 0;
@@ -69,6 +72,18 @@ struct StageCost {
 
 // The matrices of one layer for n tokens.
 double matrices_s(const ModelCost& model, const StageCost& stage, double tokens);
+// What one micro-batch brings, whatever mixture of decodes and prompts it is.
+struct StepWork {
+  double tokens = 0;
+  double cached = 0;  // positions that its decoding sequences read, summed over them
+  double pairs = 0;   // of its prompts: a token and a position before it
+};
+// The two all-reduces of one layer; 0 without a group.
+double all_reduces_s(const ModelCost& model, const StageCost& stage,
+                     const CostAssumptions& assumptions, double tokens);
+// One layer, its all-reduces included.
+double layer_s(const ModelCost& model, const StageCost& stage, const CostAssumptions& assumptions,
+               const StepWork& work);
 // One layer, one decode step of `sequences`, each with `positions` in its cache.
 double decode_layer_s(const ModelCost& model, const StageCost& stage,
                       const CostAssumptions& assumptions, double sequences, double positions);

@@ -2,6 +2,7 @@
 // What the cost model says of any placement, whoever made it.
 #include <algorithm>
 #include <cmath>
+#include <deque>
 #include <map>
 
 #include "topology/cost.h"
@@ -9,6 +10,7 @@
 #include "topology/placement.h"
 #include "topology/shard.h"
 #include "topology/stage_types.h"
+#include "topology/step_model.h"
 
 namespace trireme {
 namespace {
@@ -182,6 +184,49 @@ void predict_replica(const Context& context, const Placement& placement, Replica
 }
 
 }  // namespace
+
+struct StepModel::State {
+  PlacementOptions options;
+  Context context;
+  std::deque<AllReduceTable> across;          // of groups that no table knows
+  std::vector<std::vector<StageCost>> costs;  // by replica and stage
+
+  State(const Topology& topology, const ModelSpec& model, const PlacementOptions& wanted)
+      : options(wanted), context(topology, model, options) {}
+};
+
+StepModel::StepModel(const Topology& topology, const ModelSpec& model, const Placement& placement) {
+  PlacementOptions options;
+  options.dtype = parse_dtype(placement.dtype()).value_or(options.dtype);
+  options.assumptions = assumptions_of(topology);
+  state_ = std::make_unique<State>(topology, model, options);
+  for (const ReplicaSpec& replica : placement.replicas()) {
+    std::vector<StageCost>& costs = state_->costs.emplace_back();
+    for (const StageSpec& stage : replica.stages()) {
+      costs.push_back(cost_of(state_->context, stage, state_->across.emplace_back()));
+    }
+  }
+}
+
+StepModel::~StepModel() = default;
+
+StepTime StepModel::predict(int replica, int stage, const StageSpec& spec, const StepWork& work,
+                            double sampled) const {
+  const StageCost& cost = state_->costs[static_cast<size_t>(replica)][static_cast<size_t>(stage)];
+  const CostAssumptions& assumptions = state_->options.assumptions;
+  const double layers = length(spec.layers());
+  StepTime time;
+  time.exchange_s = layers * all_reduces_s(state_->context.model, cost, assumptions, work.tokens);
+  time.compute_s =
+      layers * layer_s(state_->context.model, cost, assumptions, work) - time.exchange_s;
+  if (spec.has_head() && sampled > 0)
+    time.compute_s += head_s(state_->context.model, cost, sampled);
+  return time;
+}
+
+const std::string& StepModel::device_type(int replica, int stage) const {
+  return state_->costs[static_cast<size_t>(replica)][static_cast<size_t>(stage)].device.type;
+}
 
 void predict_times(const Topology& topology, const ModelSpec& model,
                    const PlacementOptions& options, Placement& placement) {

@@ -11,7 +11,8 @@ namespace {
 // A reader that never meets a quiet moment tells what it has: health is no place to wait.
 constexpr int kMaxReads = 1000;
 
-// Some milliseconds coarse, and so without a look at the hardware's clock.
+// Some milliseconds coarse, and so without a look at the hardware's clock. Sums of differences are
+// right all the same: a tick falls into an operation as often as its share of the time.
 int64_t now_us() {
   timespec now{};
   clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
@@ -51,9 +52,28 @@ void Progress::begin_batch(uint64_t id) {
   change.set(current_, id);
 }
 
+void Progress::account(Change& change, int64_t now) {
+  const int64_t took = std::max<int64_t>(now - begun_us_.load(std::memory_order_relaxed), 0);
+  switch (operation_.load(std::memory_order_relaxed)) {
+    case OPERATION_EMBED:
+    case OPERATION_ATTENTION:
+    case OPERATION_MLP:
+    case OPERATION_HEAD:
+    case OPERATION_SAMPLE: compute_us_ += took; break;
+    case OPERATION_ALL_REDUCE:
+    case OPERATION_BROADCAST:
+    case OPERATION_GATHER: exchange_us_ += took; break;
+    default: break;
+  }
+  change.set(begun_us_, now);
+}
+
 void Progress::end_batch() {
   {
     Change change(*this);
+    account(change, now_us());
+    change.set(finished_compute_us_, compute_us_);
+    change.set(finished_exchange_us_, exchange_us_);
     change.set(finished_, current_.load(std::memory_order_relaxed));
     change.set(current_, uint64_t{0});
   }
@@ -70,9 +90,9 @@ void Progress::drop_batch() {
 
 void Progress::begin(Operation operation, int layer) {
   Change change(*this);
+  account(change, now_us());
   change.set(operation_, operation);
   change.set(layer_, layer);
-  change.set(begun_us_, now_us());
   change.set(num_peers_, size_t{0});
   step();
 }
@@ -112,6 +132,10 @@ Heartbeat Progress::heartbeat() const {
     beat.set_operation(operation_.load(std::memory_order_acquire));
     beat.set_layer(layer_.load(std::memory_order_acquire) + 1);
     begun_us = begun_us_.load(std::memory_order_acquire);
+    beat.set_compute_us(
+        static_cast<uint64_t>(finished_compute_us_.load(std::memory_order_acquire)));
+    beat.set_exchange_us(
+        static_cast<uint64_t>(finished_exchange_us_.load(std::memory_order_acquire)));
     beat.clear_waiting_for();
     const size_t count = num_peers_.load(std::memory_order_acquire);
     for (size_t i = 0; i < count; ++i) {

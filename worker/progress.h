@@ -41,6 +41,8 @@ class Progress {
   // Several fields change together, under an odd number; whoever reads them finds the same even
   // number before and after, or reads again.
   class Change;
+  // The operation in work ends now: its time goes to what it was spent in.
+  void account(Change& change, int64_t now);
   template <class Read>
   void read_whole(Read read) const;
 
@@ -50,6 +52,12 @@ class Progress {
   std::atomic<Operation> operation_{OPERATION_IDLE};
   std::atomic<int32_t> layer_{-1};
   std::atomic<int64_t> begun_us_{0};
+  // Of the working thread: what all operations took.
+  int64_t compute_us_ = 0;
+  int64_t exchange_us_ = 0;
+  // The same when the last micro-batch was finished.
+  std::atomic<int64_t> finished_compute_us_{0};
+  std::atomic<int64_t> finished_exchange_us_{0};
   std::atomic<size_t> num_peers_{0};
   std::array<std::atomic<int32_t>, kMaxPeers> peers_{};
   std::atomic<uint64_t> operations_{0};

@@ -129,7 +129,6 @@ TEST_F(Plan, TakesEveryDeviceMap) {
                                           "cpu=2GiB,node:1=1GiB,0=1GiB", "--context", "256"});
       EXPECT_EQ(count(plan, "\"dtype\":\"" + std::string(dtype) + "\""), 1) << map << plan;
       EXPECT_EQ(count(plan, "\"context\":256"), 1) << map << plan;
-      EXPECT_GE(count(plan, "\"communication_bytes\"") + count(plan, "\"shards\""), 1) << plan;
     }
     write("again.json", with(map, {}));
     EXPECT_EQ(count(with(file("again.json"), {}), "\"shards\""),

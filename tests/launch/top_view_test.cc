@@ -69,6 +69,18 @@ TEST(TopView, ShowsWhoWaitsForWhom) {
   EXPECT_EQ(text.find('\033'), std::string::npos);
 }
 
+TEST(TopView, ShowsOnceWhatIsNotAsPlanned) {
+  TopState state = example();
+  for (const int rank : {0, 1}) {
+    state.health->mutable_ranks(rank)->set_drift(
+        "stage 0 of replica 0, rank 1 (node1), takes 9 ms");
+  }
+  const std::string text = joined(top_lines(state, {}));
+  const size_t first = text.find("takes 9 ms");
+  EXPECT_NE(first, std::string::npos) << text;
+  EXPECT_EQ(text.find("takes 9 ms", first + 1), std::string::npos) << text;
+}
+
 TEST(TopView, FitsItsTerminal) {
   TopState state = example(40);
   state.health->mutable_ranks(3)->set_host(std::string(300, 'h') + "ü");

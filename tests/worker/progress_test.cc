@@ -68,6 +68,37 @@ TEST(Progress, TellsTheWorkingThreadsTime) {
   progress.heartbeat();  // of a thread that has ended: no harm
 }
 
+// The time of finished micro-batches only, and neither waiting for other stages nor for work.
+TEST(Progress, TellsWhatMicroBatchesTook) {
+  const auto pause = [](int ms) { std::this_thread::sleep_for(milliseconds(ms)); };
+  const auto begun = std::chrono::steady_clock::now();
+  Progress progress;
+  progress.begin_batch(1);
+  progress.begin(OPERATION_RECEIVE);
+  pause(60);
+  progress.begin(OPERATION_ATTENTION, 0);
+  pause(40);
+  progress.begin(OPERATION_ALL_REDUCE, 0);
+  pause(30);
+  EXPECT_EQ(progress.heartbeat().compute_us(), 0u);
+  EXPECT_EQ(progress.heartbeat().exchange_us(), 0u);
+  progress.begin(OPERATION_MLP, 0);
+  progress.end_batch();
+  pause(20);
+  const Heartbeat beat = progress.heartbeat();
+  const auto all_us = std::chrono::duration_cast<std::chrono::microseconds>(
+                          std::chrono::steady_clock::now() - begun)
+                          .count();
+  // The clock is some milliseconds coarse.
+  EXPECT_GE(beat.compute_us(), 28'000u);
+  EXPECT_GE(beat.exchange_us(), 18'000u);
+  EXPECT_LE(beat.compute_us() + beat.exchange_us(), static_cast<uint64_t>(all_us) - 56'000u);
+  progress.begin_batch(2);
+  progress.begin(OPERATION_ATTENTION, 0);
+  pause(20);
+  EXPECT_EQ(progress.heartbeat().compute_us(), beat.compute_us());
+}
+
 // What a reader sees belongs together, however fast the other thread goes on.
 TEST(Progress, IsReadWhole) {
   Progress progress;
