@@ -27,6 +27,7 @@ using SteadyClock = std::chrono::steady_clock;
 constexpr milliseconds kPollInterval{1};
 constexpr milliseconds kGrace{2000};  // for the reports, beyond the workers' own time-outs
 constexpr int kMostLooks = 3;         // at what seems slow
+constexpr milliseconds kLookTime{700};
 constexpr size_t kMostRows = 24;
 constexpr size_t kShownWords = 8;
 
@@ -61,10 +62,12 @@ class Measurement {
       known_since = oldest;
       return reports;
     }
+    const auto begun = SteadyClock::now();
     measure(unknown, true, reports);
     // The machine may have had other work in that moment.
     std::set<std::string> doubtful = doubtful_of(unknown, reports);
     for (int look = 1; look < kMostLooks && !doubtful.empty(); ++look) {
+      if (SteadyClock::now() - begun > kLookTime) break;  // too busy to say more
       measure(doubtful, false, reports);
       doubtful = doubtful_of(unknown, reports);
     }
