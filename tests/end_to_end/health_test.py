@@ -116,7 +116,7 @@ class Drift(unittest.TestCase):
                 begin = time.monotonic()
                 at, health = watch.wait(lambda health: "rank 2 (" in health.ranks[1].drift, 60, "rank 2's drift is told")
                 drift = health.ranks[1].drift
-                self.assertRegex(drift, r"^stage 1 of replica 0, rank 2 \(\S+\), takes [\d.]+ ms a step, planned were [\d.]+ ms "
+                self.assertRegex(drift, r"^stage [01] of replica 0, rank 2 \(\S+\), takes [\d.]+ ms a step, planned were [\d.]+ ms "
                                  r"\(.+\)\. Likely cause: other work on its cores: its thread had a CPU for \d+ % of the time")
                 self.assertIn(f" {drift}", server.log())
                 self.assertGreater(health.ranks[1].step_over_plan, 1.15 * health.ranks[0].step_over_plan)
