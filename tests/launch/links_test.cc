@@ -5,11 +5,11 @@
 
 #include <algorithm>
 #include <cmath>
-#include <deque>
 #include <functional>
 #include <set>
 
 #include "kernels/base/error.h"
+#include "tests/support/played_channel.h"
 
 namespace trireme {
 namespace {
@@ -94,7 +94,7 @@ TEST(LinkTable, StaysShortWhenHostsAreMany) {
 }
 
 // Workers that answer as the test says.
-class PlayedWorkers : public Channel {
+class PlayedWorkers : public PlayedChannel {
  public:
   using Answer = std::function<std::optional<LinkReport>(int rank, const LinkTask& task)>;
   explicit PlayedWorkers(Answer answer) : answer_(std::move(answer)) {}
@@ -106,26 +106,18 @@ class PlayedWorkers : public Channel {
     ChannelEvent event;
     event.rank = rank;
     *event.message.mutable_links() = *report;
-    events_.push_back(event);
+    push(event);
   }
   void close(int rank) {
     ChannelEvent event;
     event.rank = rank;
     event.kind = ChannelEvent::Kind::kClosed;
     event.reason = "it was killed";
-    events_.push_back(event);
+    push(event);
   }
-  std::optional<ChannelEvent> poll() override {
-    if (events_.empty()) return std::nullopt;
-    std::optional<ChannelEvent> event(events_.front());
-    events_.pop_front();
-    return event;
-  }
-  void set_wake(std::function<void()>) override {}
 
  private:
   Answer answer_;
-  std::deque<ChannelEvent> events_;
 };
 
 std::vector<Hello> workers(int count) {

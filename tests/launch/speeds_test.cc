@@ -6,7 +6,6 @@
 
 #include <cmath>
 #include <ctime>
-#include <deque>
 #include <filesystem>
 #include <fstream>
 #include <functional>
@@ -14,6 +13,7 @@
 
 #include "kernels/base/error.h"
 #include "launch/speed_cache.h"
+#include "tests/support/played_channel.h"
 #include "topology/measured_speeds.h"
 
 namespace trireme {
@@ -51,7 +51,7 @@ SpeedReport answer_to(const SpeedTask& task, int rank) {
 }
 
 // Workers that answer as the test says; counts who was asked.
-class PlayedWorkers : public Channel {
+class PlayedWorkers : public PlayedChannel {
  public:
   using Answer = std::function<std::optional<SpeedReport>(int rank, const SpeedTask& task)>;
   explicit PlayedWorkers(Answer answer =
@@ -68,22 +68,13 @@ class PlayedWorkers : public Channel {
     ChannelEvent event;
     event.rank = rank;
     *event.message.mutable_speeds() = *report;
-    events_.push_back(event);
+    push(event);
   }
-  std::optional<ChannelEvent> poll() override {
-    if (events_.empty()) return std::nullopt;
-    std::optional<ChannelEvent> event(events_.front());
-    events_.pop_front();
-    return event;
-  }
-  void set_wake(std::function<void()>) override {}
-  void push(const ChannelEvent& event) { events_.push_back(event); }
 
   std::map<int, int> asked;
 
  private:
   Answer answer_;
-  std::deque<ChannelEvent> events_;
 };
 
 class Speeds : public testing::Test {
