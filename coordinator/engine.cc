@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <iterator>
 
+#include "kernels/base/brief_wait.h"
 #include "kernels/base/check.h"
 #include "kernels/base/log.h"
 
@@ -219,9 +220,10 @@ void Engine::loop() {
 void Engine::wait() {
   const Clock::time_point begin = Clock::now();
   if (spin_pays_ && !at_rest_) {
-    while (Clock::now() - begin < options_.spin) {
+    BriefWait brief;
+    while (brief.lasted() < options_.spin) {
       if (doorbell_->rung) return;
-      std::this_thread::yield();
+      brief.pause();
     }
   }
   const auto rung = [this] { return doorbell_->rung.load(); };

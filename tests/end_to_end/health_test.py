@@ -71,7 +71,7 @@ class Stopped(unittest.TestCase):
                 self.assertEqual((stopped.rank, stopped.host, stopped.replica, stopped.stage),
                                  (2, socket.gethostname(), 0, 0))
                 self.assertTrue(stopped.operation)  # of its last heartbeat
-                self.assertGreaterEqual(stopped.heartbeat_age_ms, 1900)
+                self.assertGreaterEqual(stopped.heartbeat_age_ms, 1700)  # of 2000, less the heartbeat's way
                 # The other one waits for it, and is not to blame.
                 self.assertEqual(waiting.state, "serving")
                 self.assertEqual(list(waiting.waiting_for), [2])
@@ -85,7 +85,7 @@ class Stopped(unittest.TestCase):
             again_at = time.monotonic()
             at, _ = watch.wait(lambda health: health.serving, 5, "it serves again", again_at)
             self.assertRegex(server.log(), r"W .* rank 2 \(host \S+, stage 0\) is suspected: silent: no heartbeat for "
-                             r"2\.\d s; it was (in micro-batch|idle)")
+                             r"[1-4]\.\d s; it was (in micro-batch|idle)")
             self.assertRegex(server.log(), r"rank 2 \(.*\) is well again")
             harness.print_bar("SIGCONT to SERVING, s", round(at - again_at, 2), "<= 2.5", at - again_at <= 2.5)
             drawn = len(stream.answer.ids)

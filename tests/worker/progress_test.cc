@@ -57,7 +57,7 @@ TEST(Progress, TellsTheWorkingThreadsTime) {
     while (stage == 1) sum = sum + 1;
     while (stage == 2) std::this_thread::sleep_for(milliseconds(1));
   });
-  while (stage == 0) std::this_thread::yield();
+  while (stage == 0) std::this_thread::sleep_for(std::chrono::microseconds(100));
   const uint64_t before = progress.heartbeat().cpu_us();
   for (int i = 0; i < 1000 && progress.heartbeat().cpu_us() < before + 2000; ++i) {
     std::this_thread::sleep_for(milliseconds(5));

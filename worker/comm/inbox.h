@@ -9,9 +9,9 @@
 #include <mutex>
 #include <optional>
 #include <string>
-#include <thread>
 #include <utility>
 
+#include "kernels/base/brief_wait.h"
 #include "kernels/base/error.h"
 #include "worker/comm/channel.h"
 
@@ -44,10 +44,10 @@ class Inbox {
   std::optional<ToWorker> receive(std::chrono::milliseconds timeout) {
     const auto now = std::chrono::steady_clock::now();
     if (after_work_) {
-      const auto spin_end = now + std::min(timeout, kSpin);
+      BriefWait wait;
       while (!something_.load(std::memory_order_acquire) &&
-             std::chrono::steady_clock::now() < spin_end) {
-        std::this_thread::yield();
+             wait.lasted() < std::min(timeout, kSpin)) {
+        wait.pause();
       }
     }
     std::unique_lock lock(mutex_);

@@ -4,8 +4,8 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
-#include <thread>
 
+#include "kernels/base/brief_wait.h"
 #include "kernels/base/check.h"
 #include "worker/comm/local_hub.h"
 
@@ -59,10 +59,8 @@ class LocalCommunicator final : public HostCommunicator {
     uint64_t seen = doorbell.count();
     bool told = false;
     while (!advance(operations)) {
-      const auto spin_end = std::chrono::steady_clock::now() + kSpin;
-      while (doorbell.count() == seen && std::chrono::steady_clock::now() < spin_end) {
-        std::this_thread::yield();
-      }
+      BriefWait brief;
+      while (doorbell.count() == seen && brief.lasted() < kSpin) brief.pause();
       if (doorbell.count() == seen) {
         tell_peers(operations);
         told = true;

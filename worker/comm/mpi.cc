@@ -15,6 +15,7 @@
 #include <set>
 #include <thread>
 
+#include "kernels/base/brief_wait.h"
 #include "kernels/base/check.h"
 #include "worker/comm/host_communicator.h"
 
@@ -26,7 +27,7 @@ using std::chrono::steady_clock;
 
 constexpr size_t kPieceBytes = 16 << 20;  // longer messages are split; MPI counts in int
 constexpr size_t kBroadcastBytes = 64 << 10;
-constexpr std::chrono::milliseconds kYield{1};  // a wait gives way for so long before it sleeps,
+constexpr std::chrono::milliseconds kBrief{1};  // a wait looks very often for so long,
 constexpr microseconds kNap{50};                // and then sleeps for so long at a time
 
 void check_mpi(int code, const std::string& what) {
@@ -242,23 +243,29 @@ class MpiCommunicator final : public HostCommunicator {
   }
 
   void wait(std::span<const int> operations) override {
-    auto last_progress = steady_clock::now();
-    std::optional<steady_clock::time_point> told;  // for whom this waits, as of then
-    while (!advance(operations, last_progress)) {
+    BriefWait brief;    // since something came
+    bool told = false;  // for whom it waits, since then
+    bool ever_told = false;
+    for (;;) {
+      bool moved = false;
+      if (advance(operations, moved)) break;
+      if (moved) {
+        brief.restart();
+        told = false;
+      }
       if (transport_.cancellation().cancelled()) {
         failed_ = true;
         transport_.cancellation().throw_if_cancelled();
       }
-      // Giving way costs less than a microsecond when nobody else wants the core.
-      if (steady_clock::now() - last_progress < kYield) {
-        std::this_thread::yield();
+      if (brief.lasted() < kBrief) {
+        brief.pause();
       } else {
-        if (told != last_progress) tell_peers(operations);
-        told = last_progress;
+        if (!told) tell_peers(operations);
+        told = ever_told = true;
         std::this_thread::sleep_for(kNap);
       }
     }
-    if (told) progress().wait_for({});
+    if (ever_told) progress().wait_for({});
   }
 
   void tell_peers(std::span<const int> operations) {
@@ -276,13 +283,13 @@ class MpiCommunicator final : public HostCommunicator {
     progress().wait_for(peers);
   }
 
-  // True when all operations are done.
-  bool advance(std::span<const int> operations, steady_clock::time_point& last_progress) {
+  // True when all operations are done; moved: something came.
+  bool advance(std::span<const int> operations, bool& moved) {
     const std::lock_guard lock(group_->mutex);
     bool all = true;
     for (const int index : operations) {
       Operation& operation = group_->operations[index];
-      if (operation.pending > 0 && operation.advance()) last_progress = steady_clock::now();
+      if (operation.pending > 0 && operation.advance()) moved = true;
       if (!operation.error.empty()) {
         failed_ = true;
         progress().wait_for(std::span(&operation.peer, 1));
@@ -321,6 +328,9 @@ std::unique_ptr<Communicator> MpiTransport::make_group(std::span<const int> rank
 }  // namespace
 
 MpiJob::MpiJob() {
+  // Nothing here blocks inside MPI, and Open MPI would call sched_yield at every look:
+  // brief_wait.h.
+  setenv("OMPI_MCA_mpi_yield_when_idle", "0", 0);
   int provided = 0;
   check_mpi(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_MULTIPLE, &provided), "start MPI");
   // MPICH's and Intel MPI's launchers send it to every rank when one has died, and their MPI_Init

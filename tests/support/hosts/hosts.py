@@ -205,7 +205,7 @@ class Hosts:
     def mpirun_options(self, ranks_per_host):
         """For Open MPI 4 on a host of ours: the hosts, and nsagent in place of ssh."""
         return ["--host", ",".join(f"{host}:{ranks_per_host}" for host in self.names), "--bind-to", "none",
-                "--mca", "plm_rsh_agent", str(AGENT), "--mca", "mpi_yield_when_idle", "1"]
+                "--mca", "plm_rsh_agent", str(AGENT)]
 
     def pids(self, host):
         return _pids_in(self.namespace(host))
