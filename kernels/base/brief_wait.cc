@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/base/brief_wait.h"
 
-#include <immintrin.h>
 #include <sys/prctl.h>
 
 #include <thread>
@@ -23,7 +22,7 @@ void sleep_precisely() {
 
 void BriefWait::pause() {
   if (lasted() < kSpin) {
-    for (int i = 0; i < kPauses; ++i) _mm_pause();
+    for (int i = 0; i < kPauses; ++i) __builtin_ia32_pause();
   } else {
     sleep_precisely();
     std::this_thread::sleep_for(kNap);

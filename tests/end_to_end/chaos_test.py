@@ -175,7 +175,9 @@ class Chaos(unittest.TestCase):
             self.assertIn("Paris", read(service.inference.Chat(
                 chat_request("What is the capital of France?", max_tokens=8), timeout=60)).text)
             if number == signal.SIGKILL and phase != "bootstrap":
-                self.expect("relaunch answers after a death, s", time.time() - hurt_at)
+                took = time.time() - hurt_at
+                print(f"{number.name} rank {rank} {phase}: answers again after {took:.2f} s", flush=True)
+                self.expect("relaunch answers after a death, s", took)
             self.assertEqual(service.log().count("relaunch 1 of 1 in"), 1, service.log())
             service.process.send_signal(signal.SIGTERM)
             self.assertEqual(service.wait(60), 0, service.log())
