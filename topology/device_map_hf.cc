@@ -266,23 +266,26 @@ class HfMap {
     return name.empty() || in_prefix || names_.contains(name);
   }
 
+  static std::string quoted(const std::string& name) { return "\"" + name + "\""; }
+
   // Of names of other models the one with the same part; else the nearest by its letters.
   std::string nearest(const std::string& name) const {
     const auto says = [&](const char* part) { return name.find(part) != std::string::npos; };
     const size_t digit = name.find_first_of("0123456789");
     if (digit != std::string::npos && digit > 0 && name[digit - 1] == '.') {
       const size_t layer = std::strtoul(name.c_str() + digit, nullptr, 10) + 1;
-      if (layer < norm_of(units_)) return units_[layer].name;
+      if (layer < norm_of(units_)) return quoted(units_[layer].name);
+      return quoted(units_[norm_of(units_) - 1].name) + ", its last layer";
     }
-    if (says("head") || says("output_layer")) return units_[head_of(units_)].name;
-    if (says("emb") && !says("rotary")) return units_.front().name;
-    return nearest_name(name, {names_.begin(), names_.end()});
+    if (says("head") || says("output_layer")) return quoted(units_[head_of(units_)].name);
+    if (says("emb") && !says("rotary")) return quoted(units_.front().name);
+    return quoted(nearest_name(name, {names_.begin(), names_.end()}));
   }
 
   int device(const std::string& name, const nlohmann::json& value) const {
     if (!known(name)) {
       fail("\"" + name.substr(0, 200) + "\" is no module of " + model_.name() +
-           "; the nearest is \"" + nearest(name) + "\"");
+           "; the nearest is " + nearest(name));
     }
     std::string text;
     if (value.is_number_integer()) text = value.dump();

@@ -17,9 +17,12 @@ constexpr size_t kMaxFileBytes = 16u << 20;
 std::string read_text_file(const std::string& path, const std::string& what,
                            const std::string& advice) {
   std::error_code error;
-  if (!std::filesystem::is_regular_file(path, error)) {
-    throw Error(Code::kNotFound,
-                "cannot open " + what + " " + path + ": there is no such file; " + advice);
+  const std::filesystem::file_status status = std::filesystem::status(path, error);
+  if (!std::filesystem::is_regular_file(status)) {
+    const char* const found = std::filesystem::is_directory(status) ? "it is a folder"
+                              : std::filesystem::exists(status)     ? "it is no regular file"
+                                                                    : "there is no such file";
+    throw Error(Code::kNotFound, "cannot open " + what + " " + path + ": " + found + "; " + advice);
   }
   const uintmax_t size = std::filesystem::file_size(path, error);
   if (error || size > kMaxFileBytes) {

@@ -392,7 +392,7 @@ DEVICE_MAPS = [
     ("type unknown", device_map(lambda fields: fields.update(dtype="fp7")), 'dtype is "fp7"'),
     ("module unknown", hf_map(model__layer__0=0), '"model.layer.0" is no module of'),
     ("module of many megabytes", hf_map(**{"x" * 3_000_000: 0}), "is no module of"),
-    ("layer beyond the last", hf_map(model__layers__3=0), '"model.layers.3" is no module of'),
+    ("layer beyond the last", hf_map(model__layers__3=0), 'the nearest is "model.layers.2", its last layer'),
     ("device that is none", hf_map(model__layers__1=1), "which no worker is called; the job has 0"),
     ("device negative", hf_map(model__layers__1=-1), "which no worker is called"),
     ("device 1e300", hf_map(model__layers__1=1e300), "which no worker is called"),
@@ -401,8 +401,8 @@ DEVICE_MAPS = [
     ("module twice", device_map(lambda _: b'{"model": 0, "model": 0, "lm_head": 0}'), "occurs twice"),
     ("module without a device", device_map(lambda _: b'{"model.layers": 0}'), "it gives no device to model.embed_tokens.weight"),
     ("a name that is none", named("balanced_low_1"), "give auto, balanced, balanced_low_0, sequential"),
-    ("a folder", named("/tmp"), "there is no such file"),
-    ("a device without end", named("/dev/zero"), "there is no such file"),
+    ("a folder", named("/tmp"), "it is a folder"),
+    ("a device without end", named("/dev/zero"), "it is no regular file"),
 ]
 
 
