@@ -58,6 +58,8 @@ struct BatchView {
   int32_t num_tokens = 0;
   int32_t num_sequences = 0;
   int32_t max_blocks = 0;
+  int32_t max_queries = 0;                // tokens of the sequence that has most
+  int32_t max_context = 0;                // largest of context[]
   const int32_t* token_ids = nullptr;     // [T]
   const int32_t* positions = nullptr;     // [T]
   const int32_t* slots = nullptr;         // [T] block · block_size + offset
@@ -101,6 +103,8 @@ class Backend {
   virtual std::string name() const = 0;  // "cpu avx512_bf16, 2 threads"
 
   // ---- memory ----
+  // Whether the host may read and write what allocate() gives; else upload() and download() must.
+  virtual bool in_host_memory() const = 0;
   // Zeroed, aligned to 64 bytes at least. Throws kResourceExhausted with the number of bytes.
   virtual Buffer allocate(size_t bytes) = 0;
   // Makes the scratch that operations will need for this many query heads that read one KV head,
@@ -171,6 +175,8 @@ struct BackendOptions {
   std::string device = "cpu";  // a name of the list in backend.cc
   int threads = 1;             // cpu
   std::string isa = "auto";    // cpu: "auto" or a name of cpu_isas(), for tests
+  int device_index = 0;        // cuda: which of cuda_devices()
+  bool deterministic = false;  // cuda: rows bit-identical whatever the batch, at a price
 };
 
 // Throws kInvalidArgument for a name not in the list, kFailedPrecondition for a device that this

@@ -23,6 +23,15 @@ constexpr int64_t packed_weight_bytes(DType dtype, int64_t n, int64_t k) {
   return round_up(n, kPanelRows) * round_up(k, kPanelDepth) * element_size(dtype);
 }
 
+// The CUDA layout of a weight [N, K]: row-major, rows padded with zeros to whole 16 bytes.
+constexpr int64_t cuda_weight_row_bytes(DType dtype, int64_t k) {
+  return round_up(k * element_size(dtype), 16);
+}
+
+constexpr int64_t cuda_weight_bytes(DType dtype, int64_t n, int64_t k) {
+  return n * cuda_weight_row_bytes(dtype, k);
+}
+
 // One layer's K and V: 2 x [num_blocks, kv_heads, block_size, head_dim].
 constexpr int64_t kv_layer_bytes(DType dtype, int64_t num_blocks, int64_t kv_heads,
                                  int64_t block_size, int64_t head_dim) {

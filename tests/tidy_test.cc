@@ -94,7 +94,9 @@ TEST(Tidy, CoordinatorKnowsOnlyTheKernelsBase) {
 // Vendor headers have a home each.
 TEST(Tidy, VendorHeadersStayHome) {
   const std::vector<std::pair<std::regex, std::vector<std::string>>> homes = {
-      {std::regex("#include <(cuda|cublas)"), {"kernels/cuda/", "worker/comm/nccl"}},
+      {std::regex("#include <(cuda|cublas|nccl)"),
+       {"kernels/cuda/", "worker/comm/nccl", "tests/gpu/", "tests/support/cuda_emulation/",
+        "tests/worker/nccl/"}},
       {std::regex("#include <mpi\\.h>"),
        {"worker/comm/mpi", "worker/measure.cc", "launch/main.cc", "tests/worker/mpi/"}},
       {std::regex("#include <grpcpp/"), {"coordinator/", "launch/", "tests/"}},

@@ -104,9 +104,12 @@ void BatchTensors::append(const SequenceChunk& chunk) {
 
 void BatchTensors::load(const MicroBatch& batch) {
   check(batch);
-  view_.max_blocks = 0;
+  view_.max_blocks = view_.max_queries = view_.max_context = 0;
   for (const SequenceChunk& chunk : batch.chunks()) {
+    const int32_t queries = chunk.token_ids_size();
     view_.max_blocks = std::max(view_.max_blocks, chunk.block_table_size());
+    view_.max_queries = std::max(view_.max_queries, queries);
+    view_.max_context = std::max(view_.max_context, chunk.position() + queries);
   }
   for (auto* array :
        {&ids_, &positions_, &slots_, &query_begin_, &contexts_, &tables_, &host_sample_rows_}) {

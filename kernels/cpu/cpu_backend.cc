@@ -67,6 +67,7 @@ class CpuBackend final : public Backend {
     scratch_.reserve(static_cast<size_t>(matmul_scratch_bytes()));
   }
 
+  bool in_host_memory() const override { return true; }
   std::string name() const override {
     return std::string("cpu ") + isa_name(isa_) + ", " + std::to_string(team_.num_threads()) +
            (team_.num_threads() == 1 ? " thread" : " threads");

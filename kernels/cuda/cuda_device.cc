@@ -8,15 +8,23 @@
 #include <array>
 
 #include "kernels/base/error.h"
+#include "kernels/cuda/cuda_check.h"
 
 namespace trireme {
+
+void cuda::cuda_check(cudaError_t code, const char* action) {
+  if (code == cudaSuccess) return;
+  cudaGetLastError();  // the runtime keeps it; a later check must not find it again
+  const bool no_memory = code == cudaErrorMemoryAllocation;
+  throw Error(no_memory ? Code::kResourceExhausted : Code::kInternal,
+              std::string("cannot ") + action + ": " + cudaGetErrorString(code) +
+                  (no_memory ? "; look at nvidia-smi for what else uses the device"
+                             : "; look at nvidia-smi and the kernel log"));
+}
+
 namespace {
 
-void cuda_check(cudaError_t code, const char* action) {
-  if (code == cudaSuccess) return;
-  throw Error(Code::kInternal, std::string("cannot ") + action + ": " + cudaGetErrorString(code) +
-                                   "; look at nvidia-smi and the kernel log");
-}
+using cuda::cuda_check;
 
 CudaDevice describe(int index) {
   cudaDeviceProp properties{};
@@ -24,13 +32,15 @@ CudaDevice describe(int index) {
   std::array<char, 32> pci_id{};
   cuda_check(cudaDeviceGetPCIBusId(pci_id.data(), static_cast<int>(pci_id.size()), index),
              "read the PCI address of a CUDA device");
-  return {properties.name, pci_id.data(), static_cast<int64_t>(properties.totalGlobalMem)};
+  return {properties.name, pci_id.data(), static_cast<int64_t>(properties.totalGlobalMem),
+          properties.major * 10 + properties.minor};
 }
 
 }  // namespace
 
 CudaDevices cuda_devices() {
   CudaDevices found;
+  found.built = true;
   int count = 0;
   const cudaError_t code = cudaGetDeviceCount(&count);
   if (code != cudaSuccess) {
@@ -41,15 +51,6 @@ CudaDevices cuda_devices() {
   if (count == 0) found.reason = "the driver reports no device";
   for (int i = 0; i < count; ++i) found.devices.push_back(describe(i));
   return found;
-}
-
-std::unique_ptr<Backend> make_cuda_backend(const BackendOptions&) {
-  const CudaDevices found = cuda_devices();
-  const std::string device =
-      found.devices.empty() ? "no device (" + found.reason + ")" : found.devices[0].name;
-  throw Error(Code::kFailedPrecondition, "cannot make a CUDA backend: found " + device +
-                                             ", but this build has device discovery only; run "
-                                             "with CPU ranks");
 }
 
 }  // namespace trireme

@@ -16,11 +16,13 @@ struct CudaDevice {
   std::string name;
   std::string pci_id;  // "0000:3b:00.0"
   int64_t memory_bytes = 0;
+  int32_t compute_capability = 0;  // 90 for 9.0
 };
 
 struct CudaDevices {
   std::vector<CudaDevice> devices;  // in the runtime's order
   std::string reason;               // why there is none; empty if there is one
+  bool built = false;               // whether this build could use one
 };
 
 // Never throws for want of a driver or a device: that is an answer.

@@ -5,7 +5,9 @@
 
 namespace trireme {
 
-CudaDevices cuda_devices() { return {{}, "this build has no CUDA (configure with preset cuda)"}; }
+CudaDevices cuda_devices() {
+  return {{}, "this build has no CUDA (configure with preset cuda)", false};
+}
 
 std::unique_ptr<Backend> make_cuda_backend(const BackendOptions&) {
   throw Error(Code::kFailedPrecondition,

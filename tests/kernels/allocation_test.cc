@@ -6,7 +6,7 @@
 #include <cstdlib>
 #include <new>
 
-#include "tests/kernels/fixture.h"
+#include "tests/kernels/paged_batch.h"
 
 namespace {
 std::atomic<int64_t> g_news = 0;

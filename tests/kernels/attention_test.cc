@@ -3,26 +3,38 @@
 // that what a token does not see has no part in its result.
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cmath>
 #include <random>
 #include <vector>
 
-#include "tests/kernels/fixture.h"
+#include "tests/kernels/paged_batch.h"
 
 namespace trireme {
 namespace {
 
 class AttentionTest : public BackendTest {
  protected:
+  void SetUp() override {
+    if (on_gpu() && weight_type() == DType::kF16) GTEST_SKIP() << "attention is as with fp32";
+  }
+  // The plain kernel takes every token by itself, and an emulated one takes its time.
+  bool plain() const { return on_gpu() && activation() == DType::kF32; }
   void expect_as_naive(Backend& backend, const PagedBatch& batch, const GuardedTensor& q,
                        const HeadMap& heads, const AttentionSpec& spec) const {
     GuardedTensor y(backend, activation(), q.view().rows, q.view().cols);
     backend.attention(y, q, batch.kv, batch.view, heads, spec);
-    expect_close(y, naive::attention(naive::read(q), batch.kv, batch.view, heads, spec),
-                 bound_of(activation()));
+    const auto expected = naive::attention(naive::read(q), batch.kv, batch.view, heads, spec);
+    // Tensor cores take queries and probabilities as bf16 too.
+    if (on_gpu() && activation() == DType::kBF16) {
+      expect_close_rows(y, expected, kBf16Bound);
+    } else {
+      expect_close(y, expected, bound_of(activation()));
+    }
   }
 };
 INSTANTIATE_TEST_SUITE_P(Cpu, AttentionTest, all_paths(), path_name);
+INSTANTIATE_TEST_SUITE_P(Cuda, AttentionTest, gpu_paths(), path_name);
 
 struct Shape {
   int32_t q_heads, head_dim, block_size;
@@ -37,12 +49,14 @@ TEST_P(AttentionTest, MatchesNaive) {
   const std::vector<Shape> shapes = {{1, 1, 1, {0, 0, 1}, 1},      {9, 64, 16, {0, 0, 3}, 3},
                                      {5, 33, 7, {4, 1, 3}, 2},     {7, 8, 16, {2, 0, 4}, 3},
                                      {32, 128, 16, {0, 0, 16}, 2}, {3, 96, 33, {14, 0, 16}, 2},
-                                     {80, 16, 8, {0, 0, 80}, 1}};
+                                     {80, 16, 8, {0, 0, 80}, 1},   {6, 256, 16, {0, 0, 2}, 3}};
   for (const Shape& c : shapes) {
     SCOPED_TRACE(testing::Message() << c.q_heads << " heads of " << c.head_dim);
     // Decode, a whole prompt, a later chunk, a sequence that adds nothing, exactly one block.
+    const std::vector<int32_t> queries = plain() ? std::vector<int32_t>{1, 9, 1, 5, 0, 4}
+                                                 : std::vector<int32_t>{1, 77, 1, 33, 0, 64};
     PagedBatch batch(*backend, activation(), c.kv_heads, c.head_dim, c.block_size,
-                     {1, 77, 200, 130, 10, 64}, {1, 77, 1, 33, 0, 64});
+                     {1, 77, 200, 130, 10, 64}, queries);
     GuardedTensor q(*backend, DType::kF32, batch.view.num_tokens, c.q_heads * c.head_dim);
     q.fill_random(14);
     expect_as_naive(*backend, batch, q, c.heads, {usual_scale(c.head_dim), 0, 0});
@@ -62,9 +76,13 @@ TEST_P(AttentionTest, OptionsMatchNaive) {
   for (const auto& [prefix, window, softcap] : options) {
     SCOPED_TRACE(testing::Message()
                  << "prefix " << prefix << ", window " << window << ", softcap " << softcap);
-    PagedBatch batch(*backend, activation(), 2, 33, 7, {1, 77, 200, 130, 64}, {1, 77, 1, 66, 64});
+    // Tensor cores want channels by eights.
+    const int32_t head_dim = on_gpu() && !plain() ? 40 : 33;
+    const std::vector<int32_t> queries =
+        plain() ? std::vector<int32_t>{1, 9, 1, 6, 4} : std::vector<int32_t>{1, 77, 1, 66, 64};
+    PagedBatch batch(*backend, activation(), 2, head_dim, 7, {1, 77, 200, 130, 64}, queries);
     batch.set_prefix(*backend, prefix, 22);
-    GuardedTensor q(*backend, DType::kF32, batch.view.num_tokens, 5 * 33);
+    GuardedTensor q(*backend, DType::kF32, batch.view.num_tokens, 5 * head_dim);
     q.fill_random(23, 2.0f);
     expect_as_naive(*backend, batch, q, {4, 1, 3}, {0.3f, softcap, window});
   }
@@ -78,12 +96,13 @@ TEST_P(AttentionTest, RandomShapesMatchNaive) {
     const auto backend = make(1 + up_to(2));
     const int32_t group = 1 + up_to(7);
     const int32_t kv_heads = 1 + up_to(2);
-    const int32_t head_dim = 1 + up_to(95);
+    const int32_t head_dim = on_gpu() && !plain() ? 8 + 8 * up_to(11) : 1 + up_to(95);
     const int32_t q_heads = kv_heads * group;
     std::vector<int32_t> contexts, queries;
     for (int s = up_to(4); s >= 0; --s) {
       contexts.push_back(1 + up_to(199));
-      queries.push_back(1 + up_to(up_to(1) == 0 ? 0 : contexts.back() - 1));
+      const int32_t most = plain() ? std::min(contexts.back(), 5) : contexts.back();
+      queries.push_back(1 + up_to(up_to(1) == 0 ? 0 : most - 1));
     }
     PagedBatch batch(*backend, activation(), kv_heads, head_dim, 1 + up_to(39), contexts, queries);
     batch.set_prefix(*backend, up_to(1) * up_to(150), seed);
@@ -123,6 +142,9 @@ TEST_P(AttentionTest, PositionsBeforeTheWindowMayHoldAnything) {
 TEST_P(AttentionTest, BlocksBeforeTheWindowAreNotRead) {
   constexpr int32_t kHeadDim = 32;
   const auto backend = make(1);
+  if (on_gpu() && cuda_devices().devices[0].name != "emulated") {
+    GTEST_SKIP() << "a GPU has no pages that can be closed";
+  }
   const int64_t half = int64_t{4} * 64 * kHeadDim * element_size(activation());
   void* const memory = mmap(nullptr, static_cast<size_t>(2 * half), PROT_READ | PROT_WRITE,
                             MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

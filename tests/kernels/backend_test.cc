@@ -55,6 +55,7 @@ TEST(MakeBackendTest, CudaSaysWhatIsMissing) {
     EXPECT_GT(device.memory_bytes, 0);
     EXPECT_GE(device.pci_id.size(), 10u) << device.pci_id;
   }
+  if (!found.devices.empty()) GTEST_SKIP() << "there is a GPU";
   expect_error(Code::kFailedPrecondition, "CPU ranks", [] { make_backend({"cuda", 1, "auto"}); });
 }
 

@@ -5,7 +5,7 @@
 #include <functional>
 #include <vector>
 
-#include "tests/kernels/fixture.h"
+#include "tests/kernels/paged_batch.h"
 
 namespace trireme {
 namespace {
@@ -39,7 +39,7 @@ TEST_P(BitIdentityTest, MatmulRows) {
     x.fill_random(2);
     Weight w = single->make_weight(weight_type(), n, k);
     single->pack_rows(w, 0, rows);
-    const std::vector<float> bias = random_vector(n, 3);
+    const Readable<float> bias = random_vector(n, 3);
     GuardedTensor want(*single, DType::kF32, 301, n);
     single->matmul(want, x, w, bias.data());
     for (const Split& split : kSplits) {
@@ -131,7 +131,7 @@ TEST_P(BitIdentityTest, AttentionAmongOthers) {
   q.fill_random(5);
   GuardedTensor want(*backend, activation(), 45, 8 * 33);
   backend->attention(want, q, batch.kv, batch.view, heads, kSpec);
-  const std::vector<int32_t> tables = batch.tables;
+  const Readable<int32_t> tables = batch.tables;
   int32_t first = 0;
   for (size_t s = 0; s < contexts.size(); ++s) {
     batch.set_queries({contexts[s]}, {queries[s]});
@@ -162,7 +162,7 @@ TEST_P(BitIdentityTest, RowOperations) {
   const auto single = make(1);
   GuardedTensor input(*single, DType::kF32, 100, 2 * kWidth);
   input.fill_random(6, 4.0f);
-  const std::vector<float> weight = random_vector(2 * kWidth, 7);
+  const Readable<float> weight = random_vector(2 * kWidth, 7);
   const std::vector<Operation> operations = {
       {activation(), 2 * kWidth,
        [&](Backend& backend, Tensor y, Tensor x) { backend.rms_norm(y, x, weight.data(), 1e-5f); }},

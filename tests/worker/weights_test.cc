@@ -16,6 +16,7 @@ namespace {
 // Keeps weights row by row, as they were given.
 class PlainBackend final : public Backend {
  public:
+  bool in_host_memory() const override { return true; }
   std::string name() const override { return "plain"; }
   Buffer allocate(size_t bytes) override {
     return Buffer(std::calloc(bytes + 1, 1), bytes, [](void* data, size_t) { std::free(data); });

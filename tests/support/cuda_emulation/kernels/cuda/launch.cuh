@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+// Device code on the CPU: stands where kernels/cuda/launch.cuh stands in a build for GPUs, so that
+// the kernels' own sources run in tests on machines without one. Each thread of a cta is a fiber,
+// and a cta runs after the other; barriers and exchanges within a warp are real, a kernel that
+// would hang on a GPU fails. Slow, and no word about speed, races between ctas or the memory model.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+
+namespace trireme::cuda {
+namespace emulation {
+
+// The fiber that runs.
+const uint3& thread_index();
+const uint3& cta_index();
+const dim3& cta_size();
+const dim3& grid_size();
+int lane();
+void* shared_memory();
+void wait_for_cta();
+// Gives 64 bytes of each lane of the warp to all its lanes; `all` [32][64] is valid until the next
+// call of any of them.
+constexpr size_t kExchangeBytes = 64;
+const std::byte* exchange(const void* mine, size_t bytes);
+// A copy that is done when the fiber waits for it.
+void copy_later(void* to, const void* from, size_t bytes);
+void close_group();
+void wait_for_all_groups_but(size_t latest);
+
+void run(dim3 grid, int threads, size_t shared_bytes, const std::function<void()>& body);
+
+}  // namespace emulation
+
+template <typename... Parameters, typename... Arguments>
+void launch(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes,
+            cudaStream_t, Arguments... arguments) {
+  emulation::run(grid, threads, shared_bytes,
+                 [&] { kernel(static_cast<Parameters>(arguments)...); });
+}
+
+inline void* dynamic_shared_memory() { return emulation::shared_memory(); }
+
+// ---- what the compiler for devices has of its own ----
+
+#define threadIdx (::trireme::cuda::emulation::thread_index())
+#define blockIdx (::trireme::cuda::emulation::cta_index())
+#define blockDim (::trireme::cuda::emulation::cta_size())
+#define gridDim (::trireme::cuda::emulation::grid_size())
+#define __launch_bounds__(...)
+#undef __shared__
+#define __shared__ static
+
+using std::max;
+using std::min;
+
+inline void __syncthreads() { emulation::wait_for_cta(); }
+
+inline float __shfl_xor_sync(unsigned, float value, int mask) {
+  const std::byte* all = emulation::exchange(&value, sizeof(value));
+  float other;
+  std::memcpy(&other, all + (emulation::lane() ^ mask) * emulation::kExchangeBytes, sizeof(other));
+  return other;
+}
+
+// Fibers take turns only where they wait.
+inline int atomicAdd(int* at, int value) {
+  const int before = *at;
+  *at += value;
+  return before;
+}
+
+template <typename T>
+T __ldg(const T* at) {
+  return *at;
+}
+template <typename T>
+T __ldcs(const T* at) {
+  return *at;
+}
+
+inline float rsqrtf(float value) { return 1.0f / std::sqrt(value); }
+
+}  // namespace trireme::cuda
