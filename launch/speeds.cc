@@ -31,6 +31,11 @@ constexpr milliseconds kLookTime{700};
 constexpr size_t kMostRows = 24;
 constexpr size_t kShownWords = 8;
 
+// Whether its cgroup stops it before its threads have had a core each.
+bool is_throttled(const DeviceInfo& device) {
+  return device.cpu_quota() > 0 && device.cpu_quota() < device.threads();
+}
+
 class Measurement {
  public:
   Measurement(Channel& channel, const SpeedOptions& options, const Topology& topology)
@@ -88,7 +93,8 @@ class Measurement {
     std::string text = options_.build + "\n" + options_.isa;
     for (const RankInfo* rank : nodes_.at(host)) {
       const DeviceInfo& device = rank->device();
-      text += "\n" + device.name() + "\n" + device.isa() + "\n" + std::to_string(device.threads());
+      text += "\n" + device.name() + "\n" + device.isa() + "\n" + std::to_string(device.threads()) +
+              " " + std::to_string(device.cpu_quota());
       for (const int32_t cpu : device.cpus()) text += " " + std::to_string(cpu);
     }
     return host + " " + digest_text(text);
@@ -129,6 +135,7 @@ class Measurement {
     SpeedTask task;
     task.set_isa(options_.isa);
     task.set_threads(rank.device().threads());
+    task.set_throttled(is_throttled(rank.device()));
     task.set_sharers(static_cast<int32_t>(ranks.size()));
     task.set_memory_bytes(rank.device().memory_bytes());
     task.set_timeout_ms(static_cast<int32_t>(options_.timeout.count()));
@@ -253,8 +260,9 @@ std::string speed_table(const Topology& topology) {
   for (const RankInfo& rank : topology.ranks()) {
     const DeviceInfo& device = rank.device();
     if (!device.speed_measured()) continue;
-    const std::string name = device.isa() + " x" + std::to_string(device.threads()) +
-                             (device.degraded() ? ", degraded" : "");
+    std::string name = device.isa() + " x" + std::to_string(device.threads());
+    if (is_throttled(device)) name += ", quota of " + number(device.cpu_quota()) + " cores";
+    if (device.degraded()) name += ", degraded";
     Row& row = rows[{name, reduce_of[rank.rank()]}];
     row.hosts.insert(rank.host());
     row.bandwidth.push_back(device.speed().memory_bandwidth_bytes_per_s() / 1e9);

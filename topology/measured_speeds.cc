@@ -17,17 +17,23 @@ constexpr double kSlowReduce = 2.5;  // times what its like need
 constexpr int32_t kMostRow = 8;      // degrees that are no power of two
 
 // Devices that should reach the same: of a kind, as many threads, as many beside it on the node.
-using Kind = std::tuple<int, std::string, std::string, int32_t, size_t>;
+using Kind = std::tuple<int, std::string, std::string, int32_t, double, size_t>;
 
 struct Cluster {
   std::map<std::string, std::vector<int>> hosts;  // indices into topology.ranks
   std::map<Kind, std::vector<int>> kinds;
 };
 
+// What its threads take of the node's cores.
+double cores_used(const DeviceInfo& device) {
+  const double quota = device.cpu_quota();
+  return quota > 0 ? std::min(quota, double(device.threads())) : device.threads();
+}
+
 Kind kind_of(const Cluster& cluster, const RankInfo& rank) {
   const DeviceInfo& device = rank.device();
-  return {device.kind(), device.name(), device.isa(), device.threads(),
-          cluster.hosts.at(rank.host()).size()};
+  return {device.kind(),    device.name(),      device.isa(),
+          device.threads(), cores_used(device), cluster.hosts.at(rank.host()).size()};
 }
 
 Cluster cluster_of(const Topology& topology, const SpeedReports& reports) {
@@ -48,16 +54,16 @@ double typical(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
-// More threads than cores: whoever gets his turn less is no worse a device.
+// More work than cores: whoever gets his turn less is no worse a device.
 bool is_crowded(const Topology& topology, const std::vector<int>& ranks) {
   std::set<int32_t> cores;
-  int64_t threads = 0;
+  double used = 0;
   for (const int i : ranks) {
     const DeviceInfo& device = topology.ranks(i).device();
     cores.insert(device.cpus().begin(), device.cpus().end());
-    threads += device.threads();
+    used += cores_used(device);
   }
-  return !cores.empty() && threads > static_cast<int64_t>(cores.size());
+  return !cores.empty() && used > double(cores.size());
 }
 
 std::string share_text(double value, double of, const char* unit) {

@@ -6,8 +6,9 @@
 
 #include <algorithm>
 #include <fstream>
-#include <limits>
 #include <string>
+
+#include "topology/cgroup.h"
 
 namespace trireme {
 namespace {
@@ -23,32 +24,9 @@ std::string value_after(const char* path, const std::string& key) {
   return "";
 }
 
-// A cgroup file that holds one number; "max" or an absent file is no limit.
-uint64_t cgroup_number(const char* path) {
-  std::ifstream file(path);
-  uint64_t value = 0;
-  return file >> value ? value : std::numeric_limits<uint64_t>::max();
-}
-
 uint64_t available_memory() {
   const std::string text = value_after("/proc/meminfo", "MemAvailable");
-  uint64_t bytes = text.empty() ? 0 : std::strtoull(text.c_str(), nullptr, 10) * 1024;
-  const uint64_t limit = cgroup_number("/sys/fs/cgroup/memory.max");
-  const uint64_t used = cgroup_number("/sys/fs/cgroup/memory.current");
-  if (limit != std::numeric_limits<uint64_t>::max() && used < limit) {
-    bytes = std::min(bytes, limit - used);
-  }
-  return bytes;
-}
-
-// cgroup v2 "quota period" in microseconds: whole cores that may be used at once, at least one.
-int cgroup_cores(int cores) {
-  std::ifstream file("/sys/fs/cgroup/cpu.max");
-  std::string quota;
-  int64_t period = 0;
-  if (!(file >> quota >> period) || quota == "max" || period <= 0) return cores;
-  const int64_t allowed = std::strtoll(quota.c_str(), nullptr, 10) / period;
-  return static_cast<int>(std::clamp<int64_t>(allowed, 1, cores));
+  return text.empty() ? 0 : std::strtoull(text.c_str(), nullptr, 10) * 1024;
 }
 
 }  // namespace
@@ -64,8 +42,14 @@ DeviceInfo probe_cpu(const std::string& isa) {
   for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
     if (CPU_ISSET(cpu, &set)) device.add_cpus(cpu);
   }
-  device.set_threads(cgroup_cores(device.cpus_size()));
-  device.set_memory_bytes(available_memory());
+  const CgroupLimits limits = cgroup_limits();
+  int threads = device.cpus_size();
+  if (limits.cores > 0 && limits.cores < threads) {
+    device.set_cpu_quota(limits.cores);
+    threads = std::max(1, static_cast<int>(limits.cores));
+  }
+  device.set_threads(threads);
+  device.set_memory_bytes(std::min(available_memory(), limits.memory_left));
   return device;
 }
 

@@ -8,7 +8,7 @@
 
 namespace trireme {
 
-// The cores that this process may run on (affinity mask and cgroup quota) and the memory that is
+// The cores that this process may run on (affinity mask, and cgroup.h) and the memory that is
 // available now (/proc/meminfo, or less if a cgroup says so).
 DeviceInfo probe_cpu(const std::string& isa);
 

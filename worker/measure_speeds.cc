@@ -19,7 +19,8 @@ using std::chrono::steady_clock;
 constexpr double kMemorySeconds = 0.06;
 constexpr double kMatmulSeconds = 0.02;
 constexpr double kReduceSeconds = 0.004;
-constexpr double kSlowReduce = 0.05;  // larger messages are left out
+constexpr double kThrottledSeconds = 0.25;  // of a rank with a quota: its periods are 0.1 s mostly
+constexpr double kSlowReduce = 0.05;        // larger messages are left out
 constexpr int kMostPasses = 32;
 constexpr int64_t kLeastBytes = int64_t{32} << 20, kMostBytes = int64_t{256} << 20;
 constexpr int32_t kMostRanks = 64;  // of a group
@@ -29,6 +30,19 @@ double seconds_of(const Action& action) {
   const auto start = steady_clock::now();
   action();
   return std::chrono::duration<double>(steady_clock::now() - start).count();
+}
+
+// Of one pass, with all that stops it.
+template <typename Action>
+double average_seconds(const Cancellation& cancellation, const Action& action) {
+  action();  // whatever a first pass must set up
+  int passes = 0;
+  double all = 0;
+  for (; all < kThrottledSeconds; ++passes) {
+    cancellation.throw_if_cancelled();
+    all += seconds_of(action);
+  }
+  return all / passes;
 }
 
 // Of one pass: the fastest of as many as fit in `budget`, since whatever else runs on the machine
@@ -59,7 +73,7 @@ void fill(Backend& backend, const Buffer& buffer) {
   backend.synchronize();
 }
 
-// Seconds of `tokens` rows through a matrix [n, k] of bf16.
+// Seconds of `tokens` rows through a matrix [n, k] of bf16. budget: 0 for a rank with a quota.
 double matmul_seconds(Backend& backend, const Cancellation& cancellation, int64_t tokens, int64_t n,
                       int64_t k, double budget) {
   const Weight weight = backend.make_weight(DType::kBF16, n, k);
@@ -68,10 +82,12 @@ double matmul_seconds(Backend& backend, const Cancellation& cancellation, int64_
   const Buffer in = backend.allocate(static_cast<size_t>(tokens * k * element_size(type)));
   const Buffer out = backend.allocate(static_cast<size_t>(tokens * n) * sizeof(float));
   const Tensor x(in.data(), type, tokens, k), y(out.data(), DType::kF32, tokens, n);
-  return fastest_seconds(budget, cancellation, [&] {
+  const auto pass = [&] {
     backend.matmul(y, x, weight, nullptr);
     backend.synchronize();
-  });
+  };
+  return budget > 0 ? fastest_seconds(budget, cancellation, pass)
+                    : average_seconds(cancellation, pass);
 }
 
 // Far above this rank's share of the last cache, and a small part of its memory.
@@ -82,20 +98,22 @@ int64_t matrix_bytes(const SpeedTask& task) {
   return std::clamp(static_cast<int64_t>(task.memory_bytes() / 8), int64_t{1} << 20, wanted);
 }
 
-double memory_bandwidth(Backend& backend, const Cancellation& cancellation, int64_t bytes) {
+double memory_bandwidth(Backend& backend, const Cancellation& cancellation, int64_t bytes,
+                        bool throttled) {
   constexpr int64_t kDepth = 4096;
   const int64_t rows = std::max<int64_t>(bytes / 2 / kDepth, 32);
-  const double seconds = matmul_seconds(backend, cancellation, 1, rows, kDepth, kMemorySeconds);
+  const double seconds =
+      matmul_seconds(backend, cancellation, 1, rows, kDepth, throttled ? 0 : kMemorySeconds);
   return double(rows * kDepth * 2) / std::max(seconds, 1e-9);
 }
 
-double matmul_flops(Backend& backend, const Cancellation& cancellation) {
+double matmul_flops(Backend& backend, const Cancellation& cancellation, bool throttled) {
   constexpr int64_t kTokens = 128;
   constexpr double kShort = 2e-3;  // below, a larger matrix says more
   double flops = 0;
   for (const int64_t side : {1024, 2048}) {
     const double seconds =
-        matmul_seconds(backend, cancellation, kTokens, side, side, kMatmulSeconds);
+        matmul_seconds(backend, cancellation, kTokens, side, side, throttled ? 0 : kMatmulSeconds);
     flops = 2.0 * double(kTokens * side * side) / std::max(seconds, 1e-9);
     if (seconds > kShort) break;
   }
@@ -160,8 +178,8 @@ SpeedReport measure_speeds(const SpeedTask& task, int rank, Transport& transport
   const std::unique_ptr<Backend> backend =
       make_backend({.device = "cpu", .threads = task.threads(), .isa = task.isa()});
   report.set_memory_bandwidth_bytes_per_s(
-      memory_bandwidth(*backend, cancellation, matrix_bytes(task)));
-  report.set_flops_16bit_per_s(matmul_flops(*backend, cancellation));
+      memory_bandwidth(*backend, cancellation, matrix_bytes(task), task.throttled()));
+  report.set_flops_16bit_per_s(matmul_flops(*backend, cancellation, task.throttled()));
   cancellation.set_deadline(steady_clock::now() + milliseconds(std::max(task.timeout_ms(), 1)));
   try {
     for (const SpeedGroup& members : task.groups()) {

@@ -156,6 +156,26 @@ TEST(MeasuredSpeeds, WhoSharesCoresIsNoWorseDevice) {
 }
 
 // Makers say what a GPU has: all of a kind can be under it.
+// Quotas are known, so what they cost is no noise: each such rank has the speed that was measured.
+TEST(MeasuredSpeeds, WhoHasAQuotaHasASpeedOfItsOwn) {
+  Topology topology = nodes(1, 3);
+  const double quotas[] = {0, 1.5, 0.5};
+  for (int i = 0; i < 3; ++i) {
+    DeviceInfo& device = *topology.mutable_ranks(i)->mutable_device();
+    device.clear_cpus();
+    for (const int cpu : {0, 1, 2, 3}) device.add_cpus(cpu);  // shared; together they use them all
+    device.set_cpu_quota(quotas[i]);
+  }
+  SpeedReports reports = measured(topology);
+  reports[2].set_memory_bandwidth_bytes_per_s(7e9);
+  reports[3].set_memory_bandwidth_bytes_per_s(2e9);
+  EXPECT_EQ(seem_slow(topology, reports), std::vector<int32_t>());
+  EXPECT_EQ(apply_speeds(reports, topology), std::vector<std::string>());
+  EXPECT_EQ(topology.ranks(1).device().speed().memory_bandwidth_bytes_per_s(), 7e9);
+  EXPECT_EQ(topology.ranks(2).device().speed().memory_bandwidth_bytes_per_s(), 2e9);
+  EXPECT_FALSE(topology.ranks(2).device().degraded());
+}
+
 TEST(MeasuredSpeeds, AGpuFarUnderItsType) {
   Topology topology = nodes(1, 2);
   for (RankInfo& rank : *topology.mutable_ranks()) {
