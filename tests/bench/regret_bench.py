@@ -24,14 +24,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "end_to_end"))
 import harness  # first: it finds the virtual environment
-from harness import BINARY, Server, Stream, chat_request, mpirun, print_bar
+from harness import BINARY, Server, chat_request, mpirun, print_bar
 
 PERIOD_US = 5000  # of a quota: shorter than any step, longer than the scheduler's own
 LAYERS = 30       # of SmolLM2-135M
 # How many placements of each shape, by number of ranks: pipelines with cuts drawn evenly, and tensor parallel groups.
 STRATA = {"PP1": 4, "PP2": 7, "PP3": 5, "PP4": 3, "TP2": 3, "TP3": 1, "TP4": 1, "TP2 x PP2": 2}
 FAR_APART = 1.1  # pairs nearer than that are no order
-OPTIONS = ["--objective", "latency", "--context", "1024", "--max_sequences", "1"]
+OBJECTIVE = ["--objective", "latency"]
+LOAD = ["--context", "1024", "--max_sequences", "1"]
 
 
 class Quotas:
@@ -100,23 +101,17 @@ class Bench:
     def plan(self, *options):
         """A placement with what is predicted of it."""
         done = subprocess.run([str(BINARY), "plan", "--model", str(self.model), "--topology",
-                               str(self.folder / "topology.json"), *map(str, options), *OPTIONS, "--json"],
+                               str(self.folder / "topology.json"), *map(str, options), *OBJECTIVE, "--json"],
                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
         if done.returncode:
             raise RuntimeError(done.stderr.decode())
         return json.loads(done.stdout)
 
     def from_file(self, content):
-        """A placement that a file describes."""
+        """A placement that a file describes; a whole placement says its load itself."""
         path = self.folder / "map.json"
         path.write_text(json.dumps(content))
-        done = subprocess.run([str(BINARY), "plan", "--model", str(self.model), "--topology",
-                               str(self.folder / "topology.json"), "--device_map", str(path),
-                               *(["--context", "1024", "--max_sequences", "1"] if "replicas" not in content else []),
-                               "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
-        if done.returncode:
-            raise RuntimeError(done.stderr.decode())
-        return json.loads(done.stdout)
+        return self.plan("--device_map", path, *([] if "replicas" in content else LOAD))
 
     def pipeline(self, ranks):
         """Stages on these ranks in this order, cut anywhere."""
@@ -129,7 +124,7 @@ class Bench:
 
     def groups(self, tp, pp, ranks):
         """The planner's shards for tp x pp, on these ranks."""
-        placement = self.plan("--tp", tp, "--pp", pp, "--dp", 1)
+        placement = self.plan("--tp", tp, "--pp", pp, "--dp", 1, *LOAD)
         others = iter(ranks)
         for stage in placement["replicas"][0]["stages"]:
             for shard in stage["shards"]:
@@ -230,7 +225,7 @@ def main():
             speed = rank["device"]["speed"]
             print(f"rank {rank['rank']}: quota {quotas[rank['rank'] - 1]}, "
                   f"{speed['memory_bandwidth_bytes_per_s'] / 1e9:.2f} GB/s, {speed['flops_16bit_per_s'] / 1e9:.1f} GFLOP/s")
-        candidates = [("chosen", bench.plan()), *bench.draw()]
+        candidates = [("chosen", bench.plan(*LOAD)), *bench.draw()]
         results = []
         for shape, placement in candidates:
             real = bench.measure(placement)

@@ -80,9 +80,10 @@ class Answers(unittest.TestCase):
         self.assertGreater(len(events), 10)
 
     def test_64_streams_say_what_each_says_alone(self):
-        requests = many_requests(64)
+        count = 64 if harness.PATIENCE == 1 else 12  # under sanitizers a token takes ten times as long, and more
+        requests = many_requests(count)
         alone = [read(server.inference.Chat(request, timeout=120)) for request in requests]
-        order = list(range(64))
+        order = list(range(count))
         random.Random(5).shuffle(order)
         # Eight connections, as from several clients.
         stubs = [server.connect()[0] for _ in range(8)]
