@@ -13,6 +13,7 @@
 #include "kernels/cuda/cublas.h"
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/cuda_device.h"
+#include "kernels/cuda/cuda_stream.h"
 #include "kernels/cuda/kernels.h"
 #include "kernels/cuda/weight_staging.h"
 #include "kernels/sizes.h"
@@ -90,6 +91,7 @@ class CudaBackend final : public Backend {
 
   std::string name() const override { return name_; }
   bool in_host_memory() const override { return false; }
+  cudaStream_t stream() const { return stream_; }
 
   Buffer allocate(size_t bytes) override {
     if (bytes == 0) return {};
@@ -326,6 +328,12 @@ class CudaBackend final : public Backend {
 };
 
 }  // namespace
+
+cudaStream_t cuda::stream_of(Backend& backend) {
+  auto* const found = dynamic_cast<CudaBackend*>(&backend);
+  CHECK(found != nullptr, "the stream of " + backend.name());
+  return found->stream();
+}
 
 std::unique_ptr<Backend> make_cuda_backend(const BackendOptions& options) {
   const CudaDevices found = cuda_devices();

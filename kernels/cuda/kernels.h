@@ -40,7 +40,7 @@ void add_bias(cudaStream_t stream, const Tensor& y, const float* bias);
 // ---- matvec.cu: products of few rows, where reading the weight is all the time ----
 
 // Rows of x that matvec takes.
-constexpr int64_t kMatvecRows = 8;
+constexpr int64_t kMatvecRows = 2;
 // The same as Backend::matmul. Row stride of w in elements. False, and nothing queued, where the
 // shape is not its: T > kMatvecRows, or rows of x or w that are not aligned to 16 bytes.
 bool matvec(cudaStream_t stream, const Tensor& y, const Tensor& x, const Weight& w,

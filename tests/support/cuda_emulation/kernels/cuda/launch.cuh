@@ -69,6 +69,13 @@ inline float __shfl_xor_sync(unsigned, float value, int mask) {
   return other;
 }
 
+inline int64_t __shfl_sync(unsigned, int64_t value, int from) {
+  const std::byte* all = emulation::exchange(&value, sizeof(value));
+  int64_t theirs;
+  std::memcpy(&theirs, all + from * emulation::kExchangeBytes, sizeof(theirs));
+  return theirs;
+}
+
 // Fibers take turns only where they wait.
 inline int atomicAdd(int* at, int value) {
   const int before = *at;
