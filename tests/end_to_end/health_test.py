@@ -97,15 +97,16 @@ class Stopped(unittest.TestCase):
 
 class Drift(unittest.TestCase):
     def test_a_rank_that_is_kept_from_its_cores(self):
-        """It runs half of the time only: its step times are not the plan's, and who and why is said."""
+        """It runs a quarter of the time, which is more than a busy machine's measuring can be wrong by: its step
+        times are not the plan's, and who and why is said."""
         with Server(harness.demo_model(), "--pp", "2", "--threads", "1", ranks=3) as server:
             watch = Watch(server)
             slow, over = server.ranks()[2], threading.Event()
 
             def keep_from_its_cores():
-                while not over.wait(0.06):
+                while not over.wait(0.04):
                     os.kill(slow, signal.SIGSTOP)
-                    over.wait(0.06)
+                    over.wait(0.12)
                     os.kill(slow, signal.SIGCONT)
 
             keeper = threading.Thread(target=keep_from_its_cores, daemon=True)
@@ -114,13 +115,14 @@ class Drift(unittest.TestCase):
                 request = chat_request("Tell a very long story of a ship.", max_tokens=1800, ignore_eos=True)
                 streams = [Stream(server.inference.Chat(request)) for _ in range(4)]
                 begin = time.monotonic()
-                at, health = watch.wait(lambda health: "rank 2 (" in health.ranks[1].drift, 60, "rank 2's drift is told")
+                at, health = watch.wait(lambda health: "rank 2 (" in health.ranks[1].drift and "other work" in health.ranks[1].drift,
+                                        60, "rank 2's drift is told, and the cause")
                 drift = health.ranks[1].drift
                 self.assertRegex(drift, r"^stage [01] of replica 0, rank 2 \(\S+\), takes [\d.]+ ms a step, planned were [\d.]+ ms "
                                  r"\(.+\)\. Likely cause: other work on its cores: its thread had a CPU for \d+ % of the time")
                 self.assertIn(f" {drift}", server.log())
                 self.assertGreater(health.ranks[1].step_over_plan, 1.15 * health.ranks[0].step_over_plan)
-                harness.print_bar("a rank at half its time named with the cause, s", round(at - begin, 1), "<= 60", True)
+                harness.print_bar("a rank at a quarter of its time named with the cause, s", round(at - begin, 1), "<= 60", True)
             finally:
                 over.set()
                 keeper.join()
