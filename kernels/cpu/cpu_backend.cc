@@ -6,6 +6,7 @@
 #include <cstring>
 #include <vector>
 
+#include "kernels/backend_checks.h"
 #include "kernels/base/check.h"
 #include "kernels/base/error.h"
 #include "kernels/cpu/attention.h"
@@ -26,39 +27,6 @@ constexpr int kMaxThreads = 4096;
 // Elements that a thread must get for its start to pay.
 constexpr int64_t kElementsPerThread = 32768;
 constexpr int64_t kCostOfExp = 8;  // elements that an addition does in the time of an exponential
-
-std::string shape(const Tensor& t) {
-  return std::string(dtype_name(t.dtype)) + " [" + std::to_string(t.rows) + ", " +
-         std::to_string(t.cols) + "] stride " + std::to_string(t.stride);
-}
-
-void check_tensor(const Tensor& t, bool right_type, int64_t rows, int64_t cols) {
-  CHECK(right_type && t.rows == rows && t.cols == cols && t.stride >= cols,
-        "got " + shape(t) + ", needed [" + std::to_string(rows) + ", " + std::to_string(cols) +
-            "] of the type that backend.h says");
-  CHECK(t.data != nullptr || rows == 0 || cols == 0, "no data: " + shape(t));
-}
-
-void check_fp32(const Tensor& t, int64_t rows, int64_t cols) {
-  check_tensor(t, t.dtype == DType::kF32, rows, cols);
-}
-
-bool is_activation(DType dtype) { return dtype == DType::kF32 || dtype == DType::kBF16; }
-
-void check_kv(const KvLayer& kv) {
-  CHECK(is_activation(kv.dtype) && kv.head_dim > 0 && kv.block_size > 0,
-        std::string("a cache of ") + dtype_name(kv.dtype));
-}
-
-void check_attention(const KvLayer& kv, const AttentionSpec& spec) {
-  check_kv(kv);
-  CHECK(kv.prefix_length >= 0 &&
-            (kv.prefix_length == 0 || (kv.prefix_k != nullptr && kv.prefix_v != nullptr)),
-        "a prefix of " + std::to_string(kv.prefix_length) + " without data");
-  CHECK(spec.scale > 0 && spec.softcap >= 0 && spec.window >= 0,
-        "scale " + std::to_string(spec.scale) + ", softcap " + std::to_string(spec.softcap) +
-            ", window " + std::to_string(spec.window));
-}
 
 class CpuBackend final : public Backend {
  public:

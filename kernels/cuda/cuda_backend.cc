@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/backend_checks.h"
 #include "kernels/base/check.h"
 #include "kernels/base/error.h"
 #include "kernels/cuda/cublas.h"
@@ -25,24 +26,6 @@ using cuda::cuda_check;
 
 constexpr int64_t kAlignment = 16;  // of data and rows that cuBLASLt takes, in bytes
 constexpr int32_t kHeadDimMax = 512;
-
-std::string shape(const Tensor& t) {
-  return std::string(dtype_name(t.dtype)) + " [" + std::to_string(t.rows) + ", " +
-         std::to_string(t.cols) + "] stride " + std::to_string(t.stride);
-}
-
-void check_tensor(const Tensor& t, bool right_type, int64_t rows, int64_t cols) {
-  CHECK(right_type && t.rows == rows && t.cols == cols && t.stride >= cols,
-        "got " + shape(t) + ", needed [" + std::to_string(rows) + ", " + std::to_string(cols) +
-            "] of the type that backend.h says");
-  CHECK(t.data != nullptr || rows == 0 || cols == 0, "no data: " + shape(t));
-}
-
-void check_fp32(const Tensor& t, int64_t rows, int64_t cols) {
-  check_tensor(t, t.dtype == DType::kF32, rows, cols);
-}
-
-bool is_activation(DType dtype) { return dtype == DType::kF32 || dtype == DType::kBF16; }
 
 void free_device(void* data, size_t) { cudaFree(data); }
 void free_host(void* data, size_t) { cudaFreeHost(data); }
@@ -190,6 +173,7 @@ class CudaBackend final : public Backend {
 
   void store_kv(const KvLayer& kv, Tensor k, Tensor v, const int32_t* slots) override {
     check_kv(kv);
+    check_head_dim(kv);
     const int64_t cols = int64_t{kv.num_heads} * kv.head_dim;
     check_fp32(k, k.rows, cols);
     check_fp32(v, k.rows, cols);
@@ -199,10 +183,8 @@ class CudaBackend final : public Backend {
 
   void attention(Tensor y, Tensor q, const KvLayer& kv, const BatchView& batch,
                  const HeadMap& heads, const AttentionSpec& spec) override {
-    check_kv(kv);
-    CHECK(kv.prefix_length == 0 || (kv.prefix_k != nullptr && kv.prefix_v != nullptr),
-          "a prefix without data");
-    CHECK(spec.scale > 0 && spec.softcap >= 0 && spec.window >= 0, "attention's numbers");
+    check_attention(kv, spec);
+    check_head_dim(kv);
     check_tensor(y, is_activation(y.dtype), q.rows, q.cols);
     check_fp32(q, batch.num_tokens, q.cols);
     CHECK(q.cols % kv.head_dim == 0 && heads.group > 0, shape(q));
@@ -263,9 +245,7 @@ class CudaBackend final : public Backend {
     if (code != cudaSuccess) cuda_check(code, (std::string("run ") + operation).c_str());
   }
 
-  static void check_kv(const KvLayer& kv) {
-    CHECK(is_activation(kv.dtype) && kv.head_dim > 0 && kv.block_size > 0,
-          std::string("a cache of ") + dtype_name(kv.dtype));
+  static void check_head_dim(const KvLayer& kv) {
     if (kv.head_dim > kHeadDimMax) {
       throw Error(Code::kInvalidArgument, "cannot run on a GPU: the model's heads have " +
                                               std::to_string(kv.head_dim) +

@@ -16,54 +16,15 @@ namespace {
 
 constexpr int kWarps = 4;
 
-// Scores of 16 rows x 64 keys: s[n] are keys 8n to 8n + 7.
-template <int kD>
-__device__ void multiply_keys(float (&s)[kTile / 8][4], const Rows<kD>& rows,
-                              const __nv_bfloat16* keys) {
-  const int lane = threadIdx.x % kWarp;
-  const __nv_bfloat16* at = keys + (lane / 16 * 8 + lane % 8) * (kD + kPad) + lane / 8 % 2 * 8;
-#pragma unroll
-  for (int n = 0; n < kTile / 8; n += 2) {
-#pragma unroll
-    for (int chunk = 0; chunk < kD / 16; ++chunk) {
-      uint32_t b[4];
-      load_matrices(b, at + n * 8 * (kD + kPad) + chunk * 16);
-      multiply(s[n], rows.q[chunk], b[0], b[1]);
-      multiply(s[n + 1], rows.q[chunk], b[2], b[3]);
-    }
-  }
-}
-
 // Scores become probabilities relative to the largest score so far; y and weight follow it.
 template <int kD>
 __device__ void normalise(float (&s)[kTile / 8][4], Rows<kD>& rows, const AttentionView& view,
                           int32_t first, int32_t index_end) {
-  const int lane = threadIdx.x % kWarp;
   float most[2] = {rows.most[0], rows.most[1]};
-#pragma unroll
-  for (int n = 0; n < kTile / 8; ++n) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int side = i / 2;
-      const int32_t index = first + n * 8 + lane % 4 * 2 + i % 2;
-      const bool seen =
-          rows.row[side] >= 0 && index < index_end && view.sees(rows.position[side], index);
-      s[n][i] = seen ? view.score(s[n][i]) : -INFINITY;
-      most[side] = fmaxf(most[side], s[n][i]);
-    }
-  }
+  mask_scores<kTile>(s, most, rows, view, first, index_end);
 #pragma unroll
   for (int side = 0; side < 2; ++side) {
-    most[side] = quad_max(most[side]);
-    const float base = most[side] == -INFINITY ? 0 : most[side];  // nothing seen yet
-    const float factor = exp2f((rows.most[side] - base) * kLog2E);
-    rows.most[side] = most[side];
-    rows.weight[side] *= factor;
-#pragma unroll
-    for (auto& part : rows.y) {
-      part[2 * side] *= factor;
-      part[2 * side + 1] *= factor;
-    }
+    const float base = raise_most(rows, side, quad_max(most[side]));
 #pragma unroll
     for (int n = 0; n < kTile / 8; ++n) {
 #pragma unroll
@@ -147,7 +108,7 @@ __global__ void __launch_bounds__(kWarps* kWarp) flash_kernel(AttentionView view
     float s[kTile / 8][4] = {};
     wait_for_older_copies();
     __syncthreads();
-    multiply_keys(s, rows, keys);
+    multiply_keys<kTile>(s, rows, keys);
     __syncthreads();
     fetch_keys(places, following);
     normalise(s, rows, view, at, work.index_end);

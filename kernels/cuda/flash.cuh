@@ -137,6 +137,61 @@ __device__ void fetch(__nv_bfloat16* tile, const AttentionView& view, const Plac
   }
 }
 
+// Scores of 16 rows x kKeys keys, which begin at `keys`: s[n] are keys 8n to 8n + 7.
+template <int kKeys, int kD, int kChannels>
+__device__ void multiply_keys(float (&s)[kKeys / 8][4], const Rows<kD, kChannels>& rows,
+                              const __nv_bfloat16* keys) {
+  const int lane = threadIdx.x % kWarp;
+  const __nv_bfloat16* at = keys + (lane / 16 * 8 + lane % 8) * (kD + kPad) + lane / 8 % 2 * 8;
+#pragma unroll
+  for (int n = 0; n < kKeys / 8; n += 2) {
+#pragma unroll
+    for (int chunk = 0; chunk < kD / 16; ++chunk) {
+      uint32_t b[4];
+      load_matrices(b, at + n * 8 * (kD + kPad) + chunk * 16);
+      multiply(s[n], rows.q[chunk], b[0], b[1]);
+      multiply(s[n + 1], rows.q[chunk], b[2], b[3]);
+    }
+  }
+}
+
+// Products become scores, of keys that the row does not see -inf; `most` is raised to the largest
+// of this lane's columns. `first`: the index of the first key.
+template <int kKeys, int kD, int kChannels>
+__device__ void mask_scores(float (&s)[kKeys / 8][4], float (&most)[2],
+                            const Rows<kD, kChannels>& rows, const AttentionView& view,
+                            int32_t first, int32_t index_end) {
+  const int lane = threadIdx.x % kWarp;
+#pragma unroll
+  for (int n = 0; n < kKeys / 8; ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int side = i / 2;
+      const int32_t index = first + n * 8 + lane % 4 * 2 + i % 2;
+      const bool seen =
+          rows.row[side] >= 0 && index < index_end && view.sees(rows.position[side], index);
+      s[n][i] = seen ? view.score(s[n][i]) : -INFINITY;
+      most[side] = fmaxf(most[side], s[n][i]);
+    }
+  }
+}
+
+// `most` is the row's largest score from here on; y and weight follow. Returns what to take off
+// scores before they are exponents.
+template <int kD, int kChannels>
+__device__ float raise_most(Rows<kD, kChannels>& rows, int side, float most) {
+  const float base = most == -INFINITY ? 0 : most;  // nothing seen yet
+  const float factor = exp2f((rows.most[side] - base) * kLog2E);
+  rows.most[side] = most;
+  rows.weight[side] *= factor;
+#pragma unroll
+  for (auto& part : rows.y) {
+    part[2 * side] *= factor;
+    part[2 * side + 1] *= factor;
+  }
+  return base;
+}
+
 // first_channel: of what this warp has of y. weights: of rows g and g + 8, of all keys.
 template <int kD, int kChannels>
 __device__ void write(const Rows<kD, kChannels>& rows, const float (&weights)[2], int first_channel,

@@ -25,24 +25,6 @@ struct Shared {
   float of_warps[kWarps][kWarpRows];
 };
 
-// Scores of 16 rows x kKeys keys, which begin at `keys`.
-template <int kD, int kKeys, int kChannels>
-__device__ void multiply_keys(float (&s)[kKeys / 8][4], const Rows<kD, kChannels>& rows,
-                              const __nv_bfloat16* keys) {
-  const int lane = threadIdx.x % kWarp;
-  const __nv_bfloat16* at = keys + (lane / 16 * 8 + lane % 8) * (kD + kPad) + lane / 8 % 2 * 8;
-#pragma unroll
-  for (int chunk = 0; chunk < kD / 16; ++chunk) {
-#pragma unroll
-    for (int n = 0; n < kKeys / 8; n += 2) {
-      uint32_t b[4];
-      load_matrices(b, at + n * 8 * (kD + kPad) + chunk * 16);
-      multiply(s[n], rows.q[chunk], b[0], b[1]);
-      multiply(s[n + 1], rows.q[chunk], b[2], b[3]);
-    }
-  }
-}
-
 // Brings rows.most to the largest score so far of all warps, y and weight after it, and puts the
 // probabilities of this warp's keys, which begin at `first`, into shared memory.
 template <int kD, int kWarps, int kKeys, int kChannels>
@@ -52,18 +34,7 @@ __device__ void normalise(float (&s)[kKeys / 8][4], Rows<kD, kChannels>& rows,
   const int lane = threadIdx.x % kWarp;
   const int warp = threadIdx.x / kWarp;
   float most[2] = {-INFINITY, -INFINITY};
-#pragma unroll
-  for (int n = 0; n < kKeys / 8; ++n) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int side = i / 2;
-      const int32_t index = first + n * 8 + lane % 4 * 2 + i % 2;
-      const bool seen =
-          rows.row[side] >= 0 && index < index_end && view.sees(rows.position[side], index);
-      s[n][i] = seen ? view.score(s[n][i]) : -INFINITY;
-      most[side] = fmaxf(most[side], s[n][i]);
-    }
-  }
+  mask_scores<kKeys>(s, most, rows, view, first, index_end);
 #pragma unroll
   for (int side = 0; side < 2; ++side) {
     most[side] = quad_max(most[side]);
@@ -76,15 +47,7 @@ __device__ void normalise(float (&s)[kKeys / 8][4], Rows<kD, kChannels>& rows,
     float largest = rows.most[side];
 #pragma unroll
     for (int w = 0; w < kWarps; ++w) largest = fmaxf(largest, shared.of_warps[w][row]);
-    const float base = largest == -INFINITY ? 0 : largest;  // nothing seen yet
-    const float factor = exp2f((rows.most[side] - base) * kLog2E);
-    rows.most[side] = largest;
-    rows.weight[side] *= factor;
-#pragma unroll
-    for (auto& part : rows.y) {
-      part[2 * side] *= factor;
-      part[2 * side + 1] *= factor;
-    }
+    const float base = raise_most(rows, side, largest);
     __nv_bfloat16* to = shared.probabilities + row * kProbabilityStride + warp * kKeys;
 #pragma unroll
     for (int n = 0; n < kKeys / 8; ++n) {
@@ -184,7 +147,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, kCtasAtOnce<kD>)
     float s[kKeys / 8][4] = {};
     wait_for_older_copies();
     __syncthreads();
-    multiply_keys<kD, kKeys>(s, rows, shared.keys + warp * kKeys * (kD + kPad));
+    multiply_keys<kKeys>(s, rows, shared.keys + warp * kKeys * (kD + kPad));
     __syncthreads();
     fetch_keys(places, following);
     normalise<kD, kWarps, kKeys>(s, rows, shared, view, at + warp * kKeys, work.index_end);

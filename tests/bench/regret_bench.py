@@ -193,7 +193,8 @@ def significantly_worse(mine, best):
     return sum(comb(n, k) for k in range(worse, n + 1)) / 2 ** n < 0.05
 
 
-def report(results, again, chosen):
+def report(results, again):
+    """again: (index, times) of the chosen placement first."""
     tau, pairs = kendall([(predicted(placement), real) for _, placement, real in results])
     print_bar("Kendall tau between predicted and real order", round(tau, 3), ">= 0.8", tau >= 0.8, pairs=pairs,
               placements=len(results))
@@ -202,10 +203,10 @@ def report(results, again, chosen):
               least=round(ratios[0], 3), greatest=round(ratios[-1], 3))
     medians = [statistics.median(times) for _, times in again]
     best = min(range(len(again)), key=medians.__getitem__)
-    ratio = medians[chosen] / medians[best]
+    ratio = medians[0] / medians[best]
     noise = statistics.median(
         statistics.median(abs(time - median) for time in times) / median for (_, times), median in zip(again, medians))
-    worse = significantly_worse(again[chosen][1], again[best][1])
+    worse = significantly_worse(again[0][1], again[best][1])
     print_bar("chosen placement's time per token over the best one's", round(ratio, 3), "<= 1.05, or no worse by a sign test",
               ratio <= 1.05 or not worse, rounds=len(again[0][1]), significantly_worse=worse,
               median_absolute_deviation=round(noise, 3))
@@ -238,7 +239,7 @@ def main():
         for _ in range(arguments.rounds):
             for i, times in again:
                 times.append(bench.measure(results[i][1]))
-        report(results, again, 0)
+        report(results, again)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,5 @@ void* allocate_readable(size_t bytes) {
   return data;
 }
 void free_readable(void* data) { std::free(data); }
-bool gpu_memory_is_readable() { return false; }
 
 }  // namespace trireme

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Memory that tests and the kernels of the device under test can both touch. A program takes one of
-// three sources: readable_memory.cc (the host's, for CPU backends), cuda_emulation/readable.cc, and
-// tests/gpu/mapped_memory.cc (the host's, which a GPU reaches too).
+// Memory that tests and the kernels of the device under test can both touch. A program takes it
+// from readable_memory.cc (the host's) with unreadable_gpu.cc or cuda_emulation/readable.cc beside
+// it, or from tests/gpu/mapped_memory.cc (the host's, which a GPU reaches too).
 #pragma once
 
 #include <cstddef>
