@@ -99,7 +99,8 @@ TEST(Progress, TellsWhatMicroBatchesTook) {
   EXPECT_EQ(progress.heartbeat().compute_us(), beat.compute_us());
 }
 
-// What a reader sees belongs together, however fast the other thread goes on.
+// What a reader sees belongs together, however fast the other thread goes on; now and then it
+// rests, for under a sanitizer a reader is too slow to find a gap between its changes.
 TEST(Progress, IsReadWhole) {
   Progress progress;
   std::atomic<bool> ending{false};
@@ -109,15 +110,16 @@ TEST(Progress, IsReadWhole) {
       const int peer = i % 2;
       progress.wait_for(std::span(&peer, 1));
       progress.wait_for({});
+      if (i % 16 == 0) std::this_thread::sleep_for(std::chrono::microseconds(1));
     }
   });
-  for (int i = 0; i < 20000; ++i) {
+  for (int i = 0; i < 20000 && !HasFailure(); ++i) {
     const Heartbeat beat = progress.heartbeat();
     if (beat.layer() == 0) continue;
     const bool even = beat.operation() == OPERATION_MLP;
-    ASSERT_EQ(beat.layer(), even ? 11 : 12);
+    EXPECT_EQ(beat.layer(), even ? 11 : 12);
     if (beat.waiting_for_size() > 0) {
-      ASSERT_EQ(beat.waiting_for(0), even ? 0 : 1);
+      EXPECT_EQ(beat.waiting_for(0), even ? 0 : 1);
     }
   }
   ending = true;
