@@ -16,6 +16,7 @@
 
 #include "tests/support/rank_job.h"
 #include "tests/support/reference.h"
+#include "tests/support/sanitized.h"
 #include "worker/model/family.h"
 
 namespace trireme {
@@ -157,6 +158,7 @@ TEST_P(Golden, EverySplitChunkAndCompany) {
       for (const int32_t chunk : {0, 5}) {
         for (const int32_t company : {0, 7}) {
           if (pp == 1 && chunk == 0 && company == 0) continue;
+          if (kSanitized && (chunk == 0 || company == 0)) continue;
           expect_identical(base, run(pp, chunk, company),
                            "pp " + std::to_string(pp) + ", chunk " + std::to_string(chunk) +
                                ", company " + std::to_string(company));
@@ -176,7 +178,10 @@ std::vector<Case> all_cases() {
     for (const char* dtype : {"fp32", "bf16", "fp16"}) {
       // stories260k was trained in fp32: fp16 does not hold its weights exactly.
       if (checkpoint == "stories260k" && dtype == std::string("fp16")) continue;
-      for (const int tp : {1, 2, 3, 4}) cases.push_back({checkpoint, dtype, tp});
+      for (const int tp : {1, 2, 3, 4}) {
+        if (kSanitized && tp != (dtype == std::string("fp32") ? 1 : 3)) continue;
+        cases.push_back({checkpoint, dtype, tp});
+      }
     }
   }
   return cases;
