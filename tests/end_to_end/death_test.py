@@ -12,7 +12,7 @@ import unittest
 import harness
 from harness import Server, Stream, chat_request, ids_request, read
 
-CLOSE_MS = 500  # from the kill to the last stream's end
+CLOSE_MS = 500 * harness.PATIENCE  # from the kill to the last stream's end
 GONE_S = 8      # from the kill to the end of the whole job
 HOST = socket.gethostname()
 delays = {}     # of streams, in ms, by mpirun's mode
@@ -125,9 +125,9 @@ class Deaths(unittest.TestCase):
 class Replicas(unittest.TestCase):
     def test_the_other_one_goes_on(self):
         model = harness.demo_model()
-        request = chat_request("Count from one to a hundred in words.", max_tokens=150, ignore_eos=True)
+        request = chat_request("Count from one to a hundred in words.", max_tokens=150 // harness.PATIENCE, ignore_eos=True)
         with Server(model, "--dp", "2", "--pp", "1", ranks=3, recovery=True) as server:
-            alone = read(server.inference.Chat(request, timeout=60)).ids
+            alone = read(server.inference.Chat(request, timeout=60 * harness.PATIENCE)).ids
             streams = [Stream(server.inference.Chat(request)).wait_begun() for _ in range(4)]
             placement = server.cluster.GetPlacement(harness.api().pb.GetPlacementRequest(), timeout=5)
             self.assertEqual(len(placement.replicas), 2)
@@ -144,7 +144,7 @@ class Replicas(unittest.TestCase):
             for stream in lived:
                 self.assertEqual(stream.answer.ids, alone)
             self.assertEqual(server.load().blocks_total, blocks // 2)
-            self.assertEqual(read(server.inference.Chat(request, timeout=60)).ids, alone)
+            self.assertEqual(read(server.inference.Chat(request, timeout=60 * harness.PATIENCE)).ids, alone)
             os.kill(server.ranks()[0], signal.SIGTERM)
             server.wait()
             self.assertIn(": no more requests", server.log())
@@ -153,9 +153,9 @@ class Replicas(unittest.TestCase):
 class Drain(unittest.TestCase):
     def test_running_streams_finish(self):
         model = harness.demo_model()
-        request = chat_request("Count from one to a hundred in words.", max_tokens=60, ignore_eos=True)
+        request = chat_request("Count from one to a hundred in words.", max_tokens=60 // harness.PATIENCE, ignore_eos=True)
         with Server(model, ranks=3) as server:
-            alone = read(server.inference.Chat(request, timeout=60)).ids
+            alone = read(server.inference.Chat(request, timeout=60 * harness.PATIENCE)).ids
             streams = [Stream(server.inference.Chat(request)).wait_begun() for _ in range(4)]
             os.kill(server.ranks()[0], signal.SIGTERM)
             harness.wait_until(lambda: ": no more requests" in server.log(), 5, "the drain is said")

@@ -89,8 +89,8 @@ class Drains(unittest.TestCase):
         # time has come the job has more.
         with self.start("--drain_before", "12s", environment=self.slurm(["0:16", "0:18", "0:12"])) as server:
             harness.wait_until(lambda: re.search("the Slurm job ends at " + UTC, server.log()), 10, "it asks Slurm")
-            stream = Stream(server.inference.Chat(story(max_tokens=20))).wait_begun()
-            self.assertEqual(len(stream.result().ids), 20)
+            stream = Stream(server.inference.Chat(story(max_tokens=20 // harness.PATIENCE))).wait_begun()
+            self.assertEqual(len(stream.result().ids), 20 // harness.PATIENCE)
             harness.wait_until(lambda: self.status()["state"] != "serving", 20, "it drains")
             self.assertEqual(server.wait(), 0)
             self.assertRegex(self.status()["reason"], "the Slurm job ends at " + UTC)

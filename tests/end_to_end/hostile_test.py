@@ -17,7 +17,7 @@ import hostile_files
 import hostile_wire
 from harness import Server
 
-MEMORY_MB = 400   # that a server may hold more than before the first case, freed pages of its allocator included
+MEMORY_MB = 400 * harness.PATIENCE  # that a server may hold more than before the first case, freed pages of its allocator included
 THREADS = 40      # likewise; gRPC's grow with the load
 MESSAGES = Path(__file__).with_name("hostile_messages.json")
 
