@@ -67,10 +67,10 @@ class Drains(unittest.TestCase):
         metadata = [("authorization", "Bearer s3cret-token-of-the-test")]
         pb = harness.api().pb
         with self.start("--token_file", str(token)) as server:
-            stream = Stream(server.inference.Chat(story(max_tokens=40), metadata=metadata)).wait_begun()
+            stream = Stream(server.inference.Chat(story(max_tokens=40 // harness.PATIENCE), metadata=metadata)).wait_begun()
             self.assertEqual(harness.refusal(server.cluster.Drain, pb.DrainRequest())[0], "PERMISSION_DENIED")
             server.cluster.Drain(pb.DrainRequest(), metadata=metadata, timeout=5)
-            self.assertEqual(len(stream.result().ids), 40)
+            self.assertEqual(len(stream.result().ids), 40 // harness.PATIENCE)
             self.assertEqual(server.wait(), 0)
             self.assertIn("by a call of Drain: every request has ended by itself", self.status()["reason"])
 
