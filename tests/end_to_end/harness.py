@@ -323,14 +323,14 @@ class Stream(threading.Thread):
         return self._begun.is_set()
 
     def wait_begun(self):
-        assert self._begun.wait(30), "no event within 30 s"
+        assert self._begun.wait(30 * PATIENCE), f"no event within {30 * PATIENCE} s"
         if self.error:
             raise self.error
         return self
 
     def wait_end(self, seconds=60):
-        self.join(seconds)
-        assert self.ended_at is not None, f"the stream is still open after {seconds} s"
+        self.join(seconds * PATIENCE)
+        assert self.ended_at is not None, f"the stream is still open after {seconds * PATIENCE} s"
         return self
 
     def result(self, seconds=60):

@@ -213,7 +213,7 @@ class Ends(unittest.TestCase):
 
     def test_a_deadline_is_never_a_short_answer(self):
         request = long_request(request_id="too-late")
-        stream = Stream(server.inference.Chat(request, timeout=0.7 if harness.PATIENCE == 1 else 30)).wait_begun()
+        stream = Stream(server.inference.Chat(request, timeout=0.7 if harness.PATIENCE == 1 else 20)).wait_begun()
         self.assertEqual(stream.wait_end(5).error.code().name, "DEADLINE_EXCEEDED")
         self.assertIsNone(stream.answer.finished)
         server.wait_free()
