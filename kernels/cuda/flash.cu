@@ -48,13 +48,7 @@ __device__ void multiply_values(const float (&p)[kTile / 8][4], Rows<kD>& rows,
     const float(&high)[4] = p[2 * chunk + 1];
     const uint32_t a[4] = {pack(low[0], low[1]), pack(low[2], low[3]), pack(high[0], high[1]),
                            pack(high[2], high[3])};
-#pragma unroll
-    for (int n = 0; n < kD / 8; n += 2) {
-      uint32_t b[4];
-      load_transposed(b, at + chunk * 16 * (kD + kPad) + n * 8);
-      multiply(rows.y[n], a, b[0], b[1]);
-      multiply(rows.y[n + 1], a, b[2], b[3]);
-    }
+    add_values(rows, a, at + chunk * 16 * (kD + kPad));
   }
 }
 

@@ -192,6 +192,19 @@ __device__ float raise_most(Rows<kD, kChannels>& rows, int side, float most) {
   return base;
 }
 
+// y += p · V of 16 keys: p as an A fragment, `at` where this lane's part of their values begins.
+template <int kD, int kChannels>
+__device__ void add_values(Rows<kD, kChannels>& rows, const uint32_t (&p)[4],
+                           const __nv_bfloat16* at) {
+#pragma unroll
+  for (int n = 0; n < kChannels / 8; n += 2) {
+    uint32_t b[4];
+    load_transposed(b, at + n * 8);
+    multiply(rows.y[n], p, b[0], b[1]);
+    multiply(rows.y[n + 1], p, b[2], b[3]);
+  }
+}
+
 // first_channel: of what this warp has of y. weights: of rows g and g + 8, of all keys.
 template <int kD, int kChannels>
 __device__ void write(const Rows<kD, kChannels>& rows, const float (&weights)[2], int first_channel,

@@ -71,13 +71,7 @@ __device__ void multiply_values(const __nv_bfloat16* probabilities, Rows<kD, kCh
   for (int chunk = 0; chunk < kTile / 16; ++chunk) {
     uint32_t a[4];
     load_matrices(a, p + chunk * 16);
-#pragma unroll
-    for (int n = 0; n < kChannels / 8; n += 2) {
-      uint32_t b[4];
-      load_transposed(b, at + chunk * 16 * (kD + kPad) + n * 8);
-      multiply(rows.y[n], a, b[0], b[1]);
-      multiply(rows.y[n + 1], a, b[2], b[3]);
-    }
+    add_values(rows, a, at + chunk * 16 * (kD + kPad));
   }
 }
 
