@@ -4,6 +4,7 @@
 Every process that a test starts carries a mark in its environment, which its children inherit: by the
 mark a test finds the ranks of its job, and sees afterwards whether one outlived it. Every wait is bounded.
 """
+import atexit
 import functools
 import importlib
 import json
@@ -52,6 +53,16 @@ try:
     import grpc_tools
 except ImportError as missing:
     skip_script(f"{missing}; tests/python_environment installs it into .venv")
+
+
+def use_own_cache():
+    """What this script's jobs measure of a busy machine is not for the next script, nor for the user's own jobs."""
+    folder = tempfile.mkdtemp(prefix="trireme-cache-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ["XDG_CACHE_HOME"] = folder
+
+
+use_own_cache()
 
 
 # ---- what is tested ----

@@ -14,6 +14,7 @@ BUILD = Path(os.environ.get("TRIREME_BUILD_DIR", ROOT / "build"))
 BINARY = str(BUILD / "trireme")
 TOPOLOGIES = ROOT / "tests/data/topologies"
 LIMIT_S = 60
+OWN_CACHE = tempfile.TemporaryDirectory(prefix="trireme-probe-")  # what is measured here is not for the user's jobs
 
 
 def run(*arguments, ranks=None, profile=None, command="probe", cache=None):
@@ -23,8 +24,7 @@ def run(*arguments, ranks=None, profile=None, command="probe", cache=None):
     environment = dict(os.environ)
     if profile:
         environment["TRIREME_FAKE_NVML_PROFILE"] = str(profile)
-    if cache:
-        environment["XDG_CACHE_HOME"] = str(cache)
+    environment["XDG_CACHE_HOME"] = str(cache or OWN_CACHE.name)
     return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False, env=environment)
 
 
