@@ -239,7 +239,8 @@ def seeds_of(target):
         return [*(read("topologies", name) for name in ("two-leaves-ibnetdiscover.txt", "two-domains-topograph.yaml",
                                                         "four-gpus-profile.yaml")), *kept_seeds(target)]
     if target == "topology_json":
-        return kept_seeds(target)
+        return [*(read("clusters", name) for name in ("05-hgx-h100-one-without-nvlink.json",
+                                                      "11-two-cpu-ranks-chatglm3.json")), *kept_seeds(target)]
     return []
 
 
