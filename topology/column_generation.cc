@@ -25,26 +25,31 @@ Prices first_prices(const SearchProblem& problem) {
   return prices;
 }
 
+// Replicas that are known, and the linear program over them.
 class Columns {
  public:
-  Columns(const SearchProblem& problem, const Islands& islands, Master& master)
-      : problem_(problem), islands_(islands), master_(master) {}
+  // `plenty`: those that need more devices of a pool than there are belong to it too. Its value is
+  // that of many such clusters, each device of any of them free to work with any other.
+  Columns(const SearchProblem& problem, const Islands& islands, bool plenty)
+      : problem_(problem), islands_(islands), plenty_(plenty), master_(problem, islands) {}
 
   bool add(const Replica& replica) {
     if (!known_.insert(replica.counts).second) return false;
     Islands islands = islands_;
-    if (!take_stages(problem_, replica.counts, islands)) return false;
+    if (!plenty_ && !take_stages(problem_, replica.counts, islands)) return false;
     master_.add(replica);
     replicas_.push_back(replica);
     return true;
   }
 
+  Master& master() { return master_; }
   const std::vector<Replica>& replicas() const { return replicas_; }
 
  private:
   const SearchProblem& problem_;
   const Islands& islands_;
-  Master& master_;
+  bool plenty_;
+  Master master_;
   std::set<Counts> known_;
   std::vector<Replica> replicas_;
 };
@@ -71,49 +76,70 @@ Prices mix(const Prices& a, const Prices& b, double share_of_b) {
   return prices;
 }
 
+// What is proved, and the prices that prove it: at them no replica earns more than it costs.
+struct Bound {
+  double value = std::numeric_limits<double>::infinity();
+  Prices prices;
+};
+
+// Prices replicas until the program's value is proved to within kGoodGap, or no more are found, or
+// the share of the time is over. The program's last value.
+double converge(const Pricing& pricing, bool plenty, double share, const Stopwatch& stopwatch,
+                Columns& columns, Bound& bound) {
+  std::vector<double> times;
+  Prices prices;
+  double value = columns.master().solve(times, prices);
+  double inward = value > 0 ? 0.3 : 0;
+  double tolerance = 0.03;
+  for (int round = 0; round < 300; ++round) {
+    const Prices asked = mix(bound.prices, prices, inward);
+    const Priced priced = pricing.price(asked, tolerance, plenty, stopwatch);
+    const double proved = priced.worth * columns.master().islands_worth(asked);
+    if (proved < bound.value) {
+      bound.value = proved;
+      // Scaled so that a replica that is worth it costs what it earns.
+      bound.prices = asked;
+      for (double& price : bound.prices) price *= priced.worth;
+    }
+    bool added = false;
+    for (const Replica& replica : priced.replicas) added = columns.add(replica) || added;
+    if (stopwatch.over_share(share)) break;
+    if (added) value = columns.master().solve(times, prices);
+    if (bound.value <= value * (1 + kGoodGap)) break;
+    if (!added) {
+      if (tolerance <= 0.001 && inward >= 0.9) break;
+      tolerance = std::max(0.001, tolerance / 2);
+      inward = std::min(0.95, inward + 0.15);
+    } else {
+      inward = 0.5;
+      tolerance = std::max(0.001, std::min(tolerance, 0.25 * (bound.value / value - 1)));
+    }
+  }
+  return value;
+}
+
 }  // namespace
 
 SearchResult generate_columns(const SearchProblem& problem, const std::vector<Replica>& known,
                               const Stopwatch& stopwatch) {
   const Islands islands = islands_of(problem);
-  Master master(problem, islands);
-  Columns columns(problem, islands, master);
-  add_simple(problem, columns);
-  for (const Replica& replica : known) columns.add(replica);
   const Pricing pricing(problem, islands);
+  Bound bound{std::numeric_limits<double>::infinity(), first_prices(problem)};
+  // First as if devices were plenty: soon done, and near the truth where they are.
+  Columns many(problem, islands, true), columns(problem, islands, false);
+  add_simple(problem, many);
+  for (const Replica& replica : known) many.add(replica);
+  converge(pricing, true, kShareForColumns, stopwatch, many, bound);
+  for (const Replica& replica : many.replicas()) columns.add(replica);
   std::vector<double> times;
   Prices prices;
-  Prices best_prices = first_prices(problem);
-  double bound = std::numeric_limits<double>::infinity();
-  double value = master.solve(times, prices);
-  double share = value > 0 ? 0.3 : 0;
-  double tolerance = 0.03;
-  for (int round = 0; round < 300; ++round) {
-    const Prices asked = mix(best_prices, prices, share);
-    const Priced priced = pricing.price(asked, tolerance, stopwatch);
-    const double proved = priced.worth * master.islands_worth(asked);
-    if (proved < bound) {
-      bound = proved;
-      // Scaled so that a replica that is worth it costs what it earns.
-      best_prices = asked;
-      for (double& price : best_prices) price *= priced.worth;
-    }
-    bool added = false;
-    for (const Replica& replica : priced.replicas) added = columns.add(replica) || added;
-    if (stopwatch.over_share(kShareForColumns)) break;
-    if (added) value = master.solve(times, prices);
-    if (bound <= value * (1 + kGoodGap)) break;
-    if (!added) {
-      if (tolerance <= 0.001 && share >= 0.9) break;
-      tolerance = std::max(0.001, tolerance / 2);
-      share = std::min(0.95, share + 0.15);
-    } else {
-      share = 0.5;
-      tolerance = std::max(0.001, std::min(tolerance, 0.25 * (bound / value - 1)));
-    }
+  double value = columns.master().solve(times, prices);
+  if (bound.value > value * (1 + kGoodGap) && !stopwatch.over_share(kShareForColumns)) {
+    value = converge(pricing, false, kShareForColumns, stopwatch, columns, bound);
+    columns.master().solve(times, prices);
   }
   SearchResult result = round_columns(problem, islands, columns.replicas(), times, stopwatch);
-  result.bound = std::max(bound, result.value);
+  result.bound = std::max(bound.value, result.value);
   return result;
 }
 

@@ -39,7 +39,9 @@ class Pricing {
  public:
   Pricing(const SearchProblem& problem, const Islands& islands);
   ~Pricing();
-  Priced price(const Prices& prices, double tolerance, const Stopwatch& stopwatch) const;
+  // `plenty`: replicas may need more devices than there are, which is asked sooner.
+  Priced price(const Prices& prices, double tolerance, bool plenty,
+               const Stopwatch& stopwatch) const;
 
  private:
   struct Table;

@@ -141,7 +141,8 @@ std::vector<Replica> best_of(std::vector<std::pair<double, Replica>> found) {
 
 }  // namespace
 
-Priced Pricing::price(const Prices& prices, double tolerance, const Stopwatch& stopwatch) const {
+Priced Pricing::price(const Prices& prices, double tolerance, bool plenty,
+                      const Stopwatch& stopwatch) const {
   Covering covering(problem_, table_->available, prices);
   BoundedCovering bounded(problem_, table_->devices, prices);
   std::priority_queue<Span> spans;
@@ -188,7 +189,7 @@ Priced Pricing::price(const Prices& prices, double tolerance, const Stopwatch& s
       continue;
     }
     std::vector<bool> counted = span.counted;
-    const bool there = fits(problem_, table_->islands, span.counts, counted);
+    const bool there = plenty || fits(problem_, table_->islands, span.counts, counted);
     if (counted != span.counted) {
       push(span.mode, span.least, span.most, Known::kBounded, span.worth, counted);
       continue;
