@@ -232,6 +232,7 @@ std::vector<PlacedReplica> assign_devices(const PlannerInput& input, const LinkG
     swap_equal_stages(roles[i], placed[i].stages);
     order(input, links, options, options.objective == OBJECTIVE_LATENCY, roles[i], placed[i]);
   }
+  exchange_devices(input, links, options, placed);
   std::stable_sort(placed.begin(), placed.end(),
                    [](const PlacedReplica& a, const PlacedReplica& b) {
                      return a.stages.front().workers < b.stages.front().workers;

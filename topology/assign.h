@@ -27,4 +27,9 @@ std::vector<PlacedReplica> assign_devices(const PlannerInput& input, const LinkG
                                           const PlacementOptions& options,
                                           const SearchResult& result);
 
+// Stages of one type exchange devices, with each other and with spare ones, while that makes links
+// less busy that hold a replica up. Nothing where all links are equal, or devices many.
+void exchange_devices(const PlannerInput& input, const LinkGraph& links,
+                      const PlacementOptions& options, std::vector<PlacedReplica>& placed);
+
 }  // namespace trireme

@@ -12,6 +12,8 @@ namespace {
 
 // The rest of a latency is spent in software on both sides, while other messages travel.
 constexpr double kLatencyOnTheWire = 0.3;
+// More than that of a latency is distance, which other messages travel at the same time.
+constexpr double kMostOnTheWire = 100e-6;
 
 double smooth(double a, double b, double p) {
   const double high = std::max(a, b);
@@ -171,7 +173,7 @@ double hop_s(double latency_s, double bandwidth, double bytes) {
 }
 
 double hop_occupancy_s(double latency_s, double bandwidth, double bytes) {
-  return kLatencyOnTheWire * latency_s + bytes / bandwidth;
+  return std::min(kLatencyOnTheWire * latency_s, kMostOnTheWire) + bytes / bandwidth;
 }
 
 }  // namespace trireme

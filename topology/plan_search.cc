@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "topology/column_generation.h"
+#include "topology/regions.h"
 
 namespace trireme {
 namespace {
@@ -15,6 +16,7 @@ constexpr size_t kVectorsOfFew = 400'000;
 constexpr size_t kVectorsOfMany = 30'000;
 constexpr int32_t kListableDevices = 96;  // more are not tried to list
 constexpr size_t kVectorsOfIslands = 20'000;
+constexpr double kVectorS = 50e-6;  // that one of them takes
 
 int32_t devices_of(const SearchProblem& problem) {
   int32_t devices = 0;
@@ -111,6 +113,28 @@ SearchResult search_problem(const PlannerInput& input, const PlacementOptions& o
   return result;
 }
 
+// Searches with the devices of each region counted apart, in the finest division that can be
+// listed; false if there is none.
+bool divide(const Topology& topology, const LinkGraph& links, const ModelSpec& model,
+            const PlacementOptions& options, double hop_factor, Plan& plan) {
+  if (devices_of(plan.input.problem) > kListableDevices) return false;
+  const auto most =
+      std::min(kVectorsOfIslands, static_cast<size_t>(options.cpu_seconds / kVectorS));
+  for (const Regions& regions : find_regions(topology, links, options, plan.input.model)) {
+    PlannerInput divided = make_problem(topology, links, model, options, false, regions);
+    if (!CountVectors::make(divided.problem, most)) continue;
+    set_degrees(options, divided.problem);
+    fill_region_hops(links, options, regions, divided);
+    for (std::vector<double>& by_batch : divided.problem.region_hop_request_s) {
+      for (double& seconds : by_batch) seconds *= hop_factor;
+    }
+    plan.input = std::move(divided);
+    plan.result = search_problem(plan.input, options, plan.method);
+    return true;
+  }
+  return false;
+}
+
 }  // namespace
 
 Plan search_plan(const Topology& topology, const LinkGraph& links, const ModelSpec& model,
@@ -131,6 +155,9 @@ Plan search_plan(const Topology& topology, const LinkGraph& links, const ModelSp
       plan.result = search_problem(plan.input, options, plan.method);
       return plan;
     }
+  }
+  if (!plan.input.uniform_links && divide(topology, links, model, options, hop_factor, plan)) {
+    return plan;
   }
   set_degrees(options, plan.input.problem);
   for (double& seconds : plan.input.problem.hop_request_s) seconds *= hop_factor;

@@ -197,17 +197,26 @@ void for_each_ends(const SearchProblem& problem, const Counts& counts, Visit vis
                                 problem.types[static_cast<size_t>(type)].embedding_bytes > 0);
   }
   const int32_t total = std::accumulate(counts.begin(), counts.end(), 0);
-  // Of equally good ones the first found stays: the head at the end, as ranks are counted.
+  const auto region = [&](int type) {
+    if (problem.pool_region.empty()) return 0;
+    return problem.pool_region[static_cast<size_t>(problem.types[static_cast<size_t>(type)].pool)];
+  };
+  // Of equally good ones the first found stays: the head at the end, as ranks are counted, and not
+  // in the first stage's region, to which the way would lead back.
   for (int last = types - 1; last >= 0; --last) {
     if (counts[static_cast<size_t>(last)] == 0) continue;
     if (total == 1) {
       visit(last, last);
       return;
     }
-    for (int first = 0; first < types; ++first) {
-      if (counts[static_cast<size_t>(first)] - (first == last) < 1) continue;
-      visit(first, last);
-      if (!embeddings) break;
+    bool visited = false;
+    for (const bool back : {false, true}) {
+      for (int first = 0; first < types; ++first) {
+        if ((region(first) == region(last)) != back || (visited && !embeddings)) continue;
+        if (counts[static_cast<size_t>(first)] - (first == last) < 1) continue;
+        visit(first, last);
+        visited = true;
+      }
     }
   }
 }
@@ -237,6 +246,16 @@ int32_t stages_of(const SearchProblem& problem, const Counts& counts) {
   return problem.fixed_stages > 0 && stages != problem.fixed_stages ? 0 : stages;
 }
 
+// The regions of these stages, as bits.
+size_t regions_of(const SearchProblem& problem, const Counts& counts) {
+  size_t regions = 0;
+  for (size_t type = 0; type < counts.size(); ++type) {
+    if (counts[type] == 0) continue;
+    regions |= size_t{1} << problem.pool_region[static_cast<size_t>(problem.types[type].pool)];
+  }
+  return regions;
+}
+
 // The least that hops between these stages cost, `first` and `last` where they are.
 double hops(const SearchProblem& problem, const Counts& counts, int first, int last, bool sum,
             const std::vector<std::vector<double>>& by_pool) {
@@ -262,6 +281,9 @@ std::optional<Replica> best_replica(const SearchProblem& problem, const Counts& 
                                     double at_least) {
   const int32_t stages = stages_of(problem, counts);
   if (stages < 1) return std::nullopt;
+  const std::vector<double>& hop_request_s =
+      problem.pool_region.empty() ? problem.hop_request_s
+                                  : problem.region_hop_request_s[regions_of(problem, counts)];
   std::optional<Replica> best;
   for (size_t b = 0; b < problem.batches.size(); ++b) {
     const double sequences = double(stages) * problem.batches[b];
@@ -269,9 +291,9 @@ std::optional<Replica> best_replica(const SearchProblem& problem, const Counts& 
     const double kv = std::max(sequences * problem.kv_positions, problem.least_kv_positions);
     double most = problem.tpot_limit_s * problem.output_tokens / sequences;
     if (at_least > 0) most = std::min(most, 1 / at_least);
-    if (stages > 1 && problem.hop_request_s[b] > most) continue;
+    if (stages > 1 && hop_request_s[b] > most) continue;
     for_each_ends(problem, counts, [&](int first, int last) {
-      double least = stages > 1 ? problem.hop_request_s[b] : 0;
+      double least = stages > 1 ? hop_request_s[b] : 0;
       if (stages > 1 && !problem.pool_hop_request_s.empty()) {
         least = hops(problem, counts, first, last, false, problem.pool_hop_request_s[b]);
         if (least > most) return;
@@ -300,6 +322,9 @@ std::optional<Replica> quickest_replica(const SearchProblem& problem, const Coun
   for_each_ends(problem, counts, [&](int first, int last) {
     std::vector<StageLayers> cut_stages;
     double seconds = (stages - 1) * problem.hop_token_s;
+    if (!problem.pool_region.empty()) {
+      seconds += problem.region_hop_token_s[regions_of(problem, counts)];
+    }
     if (stages > 1 && !problem.pool_hop_token_s.empty()) {
       seconds = hops(problem, counts, first, last, true, problem.pool_hop_token_s);
     }

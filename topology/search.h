@@ -63,6 +63,12 @@ struct SearchProblem {
   // batch seconds per request. Empty: all are as hop_token_s and hop_request_s say.
   std::vector<std::vector<double>> pool_hop_token_s;
   std::vector<std::vector<std::vector<double>>> pool_hop_request_s;
+  // Where devices lie in regions (regions.h): that of each pool, and by the set of regions that a
+  // replica lies in (bits), what hop_request_s is then, by batch, and what its crossings add to
+  // hop_token_s of each hop. Empty: there is one.
+  std::vector<int> pool_region;
+  std::vector<std::vector<double>> region_hop_request_s;
+  std::vector<double> region_hop_token_s;
 };
 
 using Counts = std::vector<int32_t>;  // of stages, by type

@@ -291,7 +291,8 @@ double request_hop_s(const LinkSpeed& link, const PlacementOptions& options, dou
 }
 
 PlannerInput make_problem(const Topology& topology, const LinkGraph& links, const ModelSpec& model,
-                          const PlacementOptions& options, bool identified) {
+                          const PlacementOptions& options, bool identified,
+                          const std::vector<int>& regions) {
   PlannerInput input;
   SearchProblem& problem = input.problem;
   input.model = model_cost(model, options.dtype, options.assumptions);
@@ -307,10 +308,11 @@ PlannerInput make_problem(const Topology& topology, const LinkGraph& links, cons
     for (const int worker : near.workers) {
       alike[device_class(topology, worker, options)].push_back(worker);
     }
+    const int region = regions.empty() ? 0 : regions[static_cast<size_t>(near.workers.front())];
     for (auto& [key, workers] : alike) {
       const std::string table = near.table == nullptr ? "" : near.table->SerializeAsString();
       const auto [pool, fresh] =
-          pools.emplace(PoolKey{key, table, identified ? own++ : 0}, problem.pools.size());
+          pools.emplace(PoolKey{key, table, identified ? own++ : region}, problem.pools.size());
       if (fresh) {
         problem.pools.emplace_back();
         tables.push_back(near.table);

@@ -40,8 +40,10 @@ struct PlannerInput {
   bool uniform_links = false;  // every hop costs the same
 };
 
-// `identified`: every island is a pool of its own, so that links can differ.
+// `identified`: every island is a pool of its own, so that links can differ. `regions`: of each
+// worker; no pool has devices of two. Empty: there is one.
 PlannerInput make_problem(const Topology& topology, const LinkGraph& links, const ModelSpec& model,
-                          const PlacementOptions& options, bool identified);
+                          const PlacementOptions& options, bool identified,
+                          const std::vector<int>& regions = {});
 
 }  // namespace trireme

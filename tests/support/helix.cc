@@ -222,25 +222,35 @@ double HelixCluster::published_requests_per_s() const {
 
 double HelixCluster::requests_per_s(const Placement& placement) const {
   const double row = model_.hidden_size() * options_.assumptions.hop_element_bytes;
+  const Load& load = options_.load;
   double all = 0;
   for (const ReplicaSpec& replica : placement.replicas()) {
     const double batch = replica.sequences_per_micro_batch();
-    double slowest = 0;
+    const double in_flight = batch * replica.micro_batches();
+    double slowest = 0, way = 0;  // a whole request's, with nothing else in the pipeline
     for (int k = 0; k < replica.stages_size(); ++k) {
       const auto rank = [&](int stage) {
         return static_cast<size_t>(replica.stages(stage).shards(0).rank() - 1);
       };
       const size_t node = rank(k);
-      slowest = std::max(slowest, length(replica.stages(k).layers()) *
-                                      request_s(types_[nodes_[node].type], batch));
-      if (k + 1 == replica.stages_size()) break;
-      const double bandwidth = bandwidth_[node][rank(k + 1)];
-      const double latency = latency_between(node, rank(k + 1));
+      const Type& type = types_[nodes_[node].type];
+      const double layers = length(replica.stages(k).layers());
+      slowest = std::max(slowest, layers * request_s(type, batch));
+      way += layers * (load.output_tokens * at(type.decode, batch) +
+                       load.prompt_tokens * at(type.prompt, kChunk) / kChunk);
+      const bool back = k + 1 == replica.stages_size();  // the ids, to the first stage
+      const size_t next = rank(back ? 0 : k + 1);
+      if (next == node) continue;
+      const double bandwidth = bandwidth_[node][next];
+      const double latency = latency_between(node, next);
+      way += load.output_tokens * hop_s(latency, bandwidth, back ? 0 : row * batch);
+      if (back) continue;
+      way += hop_s(latency, bandwidth, load.prompt_tokens * row);
       slowest = std::max(slowest, options_.load.output_tokens / batch *
                                           hop_occupancy_s(latency, bandwidth, row * batch) +
                                       options_.load.prompt_tokens * row / bandwidth);
     }
-    all += 1 / slowest;
+    all += 1 / std::max(slowest, way / in_flight);
   }
   return all;
 }

@@ -27,7 +27,8 @@ class HelixCluster {
   // among all that hold the next layer.
   double published_requests_per_s() const;
 
-  // Of a placement's pipelines, with the batches and micro-batches that it states.
+  // Of a placement's pipelines, with the batches and micro-batches that it states: what the slowest
+  // stage or link lets through, and no more than its micro-batches fill while they are on the way.
   double requests_per_s(const Placement& placement) const;
 
  private:

@@ -14,6 +14,7 @@
 #include "tests/support/brute_force.h"
 #include "tests/support/clusters.h"
 #include "tests/support/models.h"
+#include "topology/regions.h"
 #include "topology/shard.h"
 #include "topology/topology.h"
 
@@ -226,6 +227,30 @@ TEST(PlannerProperties, APermutationOfDevicesChangesNothing) {
     }
     EXPECT_NEAR(planned(other), planned(instance), 1e-9 * planned(instance)) << "seed " << seed;
   }
+}
+
+// Regions take hops for the best that they can be: what is searched over them is never less than
+// what brute force finds.
+TEST(PlannerProperties, RegionsHideNoBetterPlan) {
+  int divisions = 0;
+  for (uint64_t seed = 1; seed <= 60; ++seed) {
+    const Instance instance = random_instance(seed, 3 + static_cast<int>(seed % 3));
+    const PlacementOptions& options = instance.options;
+    const LinkGraph links(instance.topology);
+    const ModelCost cost = model_cost(instance.model, options.dtype, options.assumptions);
+    for (const Regions& regions : find_regions(instance.topology, links, options, cost)) {
+      PlannerInput input =
+          make_problem(instance.topology, links, instance.model, options, false, regions);
+      fill_region_hops(links, options, regions, input);
+      const auto vectors = CountVectors::make(input.problem, 100'000);
+      ASSERT_TRUE(vectors);
+      const double best = brute_force_throughput(instance.topology, instance.model, options);
+      EXPECT_GE(exact_throughput(input.problem, *vectors).value, best * (1 - 1e-9))
+          << "seed " << seed;
+      ++divisions;
+    }
+  }
+  EXPECT_GE(divisions, 20);
 }
 
 // With the worker's own bytes: every layer once (validate_placement), memory kept on every rank.
