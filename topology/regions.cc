@@ -5,6 +5,9 @@
 #include <limits>
 #include <map>
 #include <numeric>
+#include <string>
+#include <tuple>
+#include <utility>
 
 namespace trireme {
 namespace {
