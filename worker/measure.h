@@ -15,8 +15,10 @@ namespace trireme {
 // ---- one pair ----
 
 struct LinkSample {
-  double latency_s = 0;              // one way, of a short message: the fastest of many
-  double bandwidth_bytes_per_s = 0;  // of the time that a message of 1 MiB takes beyond that
+  double latency_s = 0;  // one way, of a short message: the fastest of many
+  // Of the time that a message of 1 MiB takes beyond that, or one of 16 MiB where that is better;
+  // of 64 KiB where the link is slow.
+  double bandwidth_bytes_per_s = 0;
 };
 
 // Index 0 of a group of two leads, index 1 answers until it is told that that is all. `budget`:
