@@ -174,13 +174,12 @@ Priced Pricing::price(const Prices& prices, double tolerance, bool plenty,
       push(mode, least, std::min(m.most, least * kFirstStep), Known::kRoughly, kInfinite);
     }
   }
-  Priced result;
-  double best = 0;
+  double worth_at_most = 0, best = 0;
   std::vector<std::pair<double, Replica>> found;
   while (!spans.empty()) {
     const Span span = spans.top();
     if (span.worth <= best * (1 + tolerance) || stopwatch.over()) {
-      result.worth = span.worth;
+      worth_at_most = span.worth;
       break;
     }
     spans.pop();
@@ -208,9 +207,7 @@ Priced Pricing::price(const Prices& prices, double tolerance, bool plenty,
     push(span.mode, span.least, middle, Known::kRoughly, span.worth);
     push(span.mode, middle, span.most, Known::kRoughly, span.worth);
   }
-  result.worth = std::max(result.worth, best * (1 + tolerance));
-  result.replicas = best_of(std::move(found));
-  return result;
+  return {std::max(worth_at_most, best * (1 + tolerance)), best_of(std::move(found))};
 }
 
 }  // namespace trireme
