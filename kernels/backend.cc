@@ -11,6 +11,13 @@ namespace trireme {
 
 // A device whose operations need none.
 void Backend::reserve_workspace(int32_t, int32_t) {}
+
+Weight Backend::make_quantised(DType dtype, int64_t, int64_t, int64_t, int64_t) {
+  throw Error(Code::kFailedPrecondition,
+              std::string("cannot keep weights of ") + dtype_name(dtype) + " on " + name() +
+                  ": it has no arithmetic for them; use --dtype bf16, or run this rank on a GPU");
+}
+
 namespace {
 
 struct BackendEntry {

@@ -3,9 +3,9 @@
 //
 // Legend: T tokens of the micro-batch, H hidden size, Q query heads and K key/value heads of this
 // shard, D head dimension, F FFN columns of this shard, V vocabulary rows of this shard, S
-// sequences. E is the activation type: bf16 for bf16 weights, else fp32 (activation_dtype). The
-// residual stream, qkv, gate_up and logits are fp32; inputs of matmuls are the E of the weight that
-// they meet, and the KV cache has an E of its own.
+// sequences. E is the activation type: bf16 for bf16 and quantised weights, else fp32
+// (activation_dtype). The residual stream, qkv, gate_up and logits are fp32; inputs of matmuls are
+// the E of the weight that they meet, and the KV cache has an E of its own.
 //
 // Guarantee: on one ISA path a row of any result is bit-identical whatever T, the other rows and
 // the number of threads. Zero-sized dimensions are legal and do nothing (matmul with K = 0 yields
@@ -17,6 +17,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -32,6 +33,9 @@ struct Weight {
   DType dtype = DType::kF32;
   int64_t n = 0;
   int64_t k = 0;
+  // Of int8 and int4: channels before and behind these K that share a scale with some of them.
+  int64_t lead = 0;
+  int64_t tail = 0;
 };
 
 // One layer's paged cache on this shard: k and v are each [num_blocks, K, block_size, D] of E.
@@ -62,7 +66,7 @@ struct BatchView {
   int32_t max_context = 0;                // largest of context[]
   const int32_t* token_ids = nullptr;     // [T]
   const int32_t* positions = nullptr;     // [T]
-  const int32_t* slots = nullptr;         // [T] block · block_size + offset
+  const int32_t* slots = nullptr;         // [T] block · block_size + offset; -1: kept nowhere
   const int32_t* query_begin = nullptr;   // [S + 1]
   const int32_t* context = nullptr;       // [S]
   const int32_t* block_tables = nullptr;  // [S, max_blocks]
@@ -93,6 +97,31 @@ struct AttentionSpec {
   int32_t window = 0;  // w > 0: a token at p sees the positions (p - w, p] (Beltagy et al. 2020)
 };
 
+// A draw from one row of logits; worker/sampler.h says how its numbers act together.
+struct DrawRow {
+  double temperature = 0;  // 0: the best
+  double top_p = 1;
+  double min_p = 0;
+  double uniform = 0;  // in [0, 1): where in the kept sum the token lies
+  int32_t top_k = 0;   // 0: off
+  int32_t num_changes = 0;
+  int32_t first_change = 0;
+};
+
+// Before that a score s of one id becomes s + bias, then s · factor where it is negative and
+// s / factor where not, then s - less; or -inf. A row has at most one for an id.
+struct ScoreChange {
+  int32_t id = 0;
+  int32_t banned = 0;
+  double bias = 0;
+  double factor = 1;
+  double less = 0;
+};
+
+// In place of a drawn id.
+constexpr int32_t kLogitsNotFinite = -1;
+constexpr int32_t kNoTokenLeft = -2;
+
 class Backend {
  public:
   // gelu_tanh: Hendrycks & Gimpel 2016, x / 2 · (1 + tanh(sqrt(2 / π) · (x + 0.044715 · x³))).
@@ -115,10 +144,28 @@ class Backend {
   virtual void download(void* host, const void* device, size_t bytes) = 0;
   virtual void synchronize() = 0;
 
+  // ---- recordings ----
+  // Whether replay() is faster than the operations one by one.
+  virtual bool can_replay() const { return false; }
+  // Queues what `operations` queues. Where the device has recordings it keeps one of it under `key`
+  // and queues that from then on: equal keys must mean the same operations on the same memory, and
+  // among them none that waits, allocates or copies from or to the host.
+  virtual void replay(uint64_t key, const std::function<void()>& operations) {
+    (void)key;
+    operations();
+  }
+
   // ---- weights ----
   virtual Weight make_weight(DType dtype, int64_t n, int64_t k) = 0;
-  // Stores rows [row, row + rows.rows) of w. rows [r, K] of w.dtype, in host memory.
+  // Stores rows [row, row + rows.rows) of w. rows [r, K] of w.dtype, in host memory, which may
+  // change when it returns; for int8 and int4 [r, lead + K + tail] of fp32, bf16 or fp16.
   virtual void pack_rows(Weight& w, int64_t row, Tensor rows) = 0;
+  // A weight of int8 or int4: the input channels [first, first + k) of a matrix of `total`. Row by
+  // row a group of kQuantGroup channels of the whole matrix has one scale, whoever holds its parts:
+  //   scale = bf16(max |w| / m),  q = round(w / scale) in [-m, m],  m = 127 or 7
+  // so that |w - q · scale| <= 0.5 · scale (rounded as fp32 does it; scales below 2^-126 are 0).
+  // Multiplied with bf16 x. Throws kFailedPrecondition where the device has no such weights.
+  virtual Weight make_quantised(DType dtype, int64_t n, int64_t k, int64_t first, int64_t total);
 
   // ---- operations ----
   // y[t, :] = row (ids[t] - first_row) of table, or zeros if this shard has no such row.
@@ -142,7 +189,8 @@ class Backend {
   virtual void rope(Tensor x, int32_t num_heads, const int32_t* positions,
                     const RopeTable& table) = 0;
 
-  // Writes k and v [T, K · D] fp32, rounded to kv.dtype, to the slots of the cache.
+  // Writes k and v [T, K · D] fp32, rounded to kv.dtype, to the slots of the cache; those of a
+  // token of slot -1 nowhere.
   virtual void store_kv(const KvLayer& kv, Tensor k, Tensor v, const int32_t* slots) = 0;
 
   // Causal attention of each token over the prefix and the positions of its own sequence up to its
@@ -168,6 +216,15 @@ class Backend {
 
   // y[i, :] = x[rows[i], :].  y [n, H], x [T, H] fp32; rows [n].
   virtual void gather_rows(Tensor y, Tensor x, const int32_t* rows) = 0;
+
+  // Draws from each row of logits [n, V] fp32 among the ids below logical_vocab_size. drawn, rows
+  // and changes in the host's memory; it has waited when it returns. False, and nothing done, where
+  // the host draws as fast, or the changes are too many.
+  virtual bool sample(std::span<int32_t> drawn, Tensor logits, std::span<const DrawRow> rows,
+                      std::span<const ScoreChange> changes, int32_t logical_vocab_size) {
+    (void)drawn, (void)logits, (void)rows, (void)changes, (void)logical_vocab_size;
+    return false;
+  }
 };
 
 // What make_backend needs; a field that the device has no use for is ignored by it.
@@ -177,6 +234,7 @@ struct BackendOptions {
   std::string isa = "auto";    // cpu: "auto" or a name of cpu_isas(), for tests
   int device_index = 0;        // cuda: which of cuda_devices()
   bool deterministic = false;  // cuda: rows bit-identical whatever the batch, at a price
+  bool record_steps = true;    // cuda: replay() replays
 };
 
 // Throws kInvalidArgument for a name not in the list, kFailedPrecondition for a device that this

@@ -11,6 +11,8 @@ const char* dtype_name(DType dtype) {
     case DType::kBF16: return "bf16";
     case DType::kF16: return "fp16";
     case DType::kI32: return "int32";
+    case DType::kI8: return "int8";
+    case DType::kI4: return "int4";
   }
   return "?";
 }
@@ -19,6 +21,8 @@ std::optional<DType> parse_dtype(std::string_view name) {
   if (name == "fp32") return DType::kF32;
   if (name == "bf16") return DType::kBF16;
   if (name == "fp16") return DType::kF16;
+  if (name == "int8") return DType::kI8;
+  if (name == "int4") return DType::kI4;
   return std::nullopt;
 }
 

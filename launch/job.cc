@@ -2,10 +2,12 @@
 #include "launch/job.h"
 
 #include <algorithm>
+#include <set>
 #include <thread>
 
 #include "coordinator/tokenizer/utf8.h"
 #include "kernels/base/log.h"
+#include "kernels/base/printable.h"
 #include "launch/loading.h"
 #include "launch/workers.h"
 #include "topology/device_map.h"
@@ -20,17 +22,6 @@ namespace {
 
 constexpr std::chrono::milliseconds kPollInterval{2};
 constexpr std::chrono::milliseconds kTellInterval{500};
-
-void choose_dtypes(const PlacementFlags& flags, const ModelSpec& model, PlacementOptions& options) {
-  const std::string& name = flags.dtype.empty() ? model.checkpoint_dtype() : flags.dtype;
-  if (const auto dtype = parse_dtype(name)) {
-    options.dtype = *dtype;
-    return;
-  }
-  const DtypeMap map = read_dtype_map(name, model);
-  options.dtype = map.dtype;
-  options.weight_dtypes = map.weights;
-}
 
 // A placement says all of these itself, and what it says may differ; other maps say the stages.
 void refuse_beside_a_map(const PlacementFlags& flags, bool is_placement) {
@@ -56,7 +47,9 @@ Placement choose_placement(const PlacementFlags& flags, const Topology& topology
   const bool is_placement = !automatic && is_placement_file(flags.device_map);
   if (!automatic) refuse_beside_a_map(flags, is_placement);
   PlacementOptions options;
-  if (!is_placement) choose_dtypes(flags, model, options);
+  if (!is_placement) {
+    set_dtypes(flags.dtype.empty() ? model.checkpoint_dtype() : flags.dtype, model, options);
+  }
   options.tp = flags.tp;
   options.pp = flags.pp;
   options.dp = flags.dp;
@@ -85,7 +78,48 @@ struct Job::State {
   std::unique_ptr<Engine> engine;  // before workers in destruction: it uses their channel
 
   void assign(const Loading& loading);
+  void relay(int from, const GroupKey& key);
 };
+
+namespace {
+
+// Ranks of the placement that can exchange tensors by NCCL: on GPUs, with the library of the first
+// of them.
+std::set<int> nccl_ranks(const Topology& topology, const Placement& placement) {
+  std::set<int> placed;
+  for (const ReplicaSpec& replica : placement.replicas()) {
+    for (const StageSpec& stage : replica.stages()) {
+      for (const ShardSpec& shard : stage.shards()) placed.insert(shard.rank());
+    }
+  }
+  std::set<int> able;
+  int version = 0;
+  for (const RankInfo& rank : topology.ranks()) {
+    const bool has_it = rank.device().kind() == DEVICE_KIND_CUDA && rank.nccl_version() > 0;
+    if (!has_it || !placed.contains(rank.rank())) continue;
+    if (version == 0) version = rank.nccl_version();
+    if (rank.nccl_version() == version) {
+      able.insert(rank.rank());
+    } else {
+      log_warn("rank " + std::to_string(rank.rank()) + " on " + printable(rank.host()) +
+               " exchanges tensors through host memory: its NCCL is " +
+               std::to_string(rank.nccl_version()) + ", the first rank's is " +
+               std::to_string(version));
+    }
+  }
+  return able;
+}
+
+bool sums_of_many(const Placement& placement) {
+  for (const ReplicaSpec& replica : placement.replicas()) {
+    for (const StageSpec& stage : replica.stages()) {
+      if (stage.shards_size() > 2) return true;
+    }
+  }
+  return false;
+}
+
+}  // namespace
 
 Job::Job(const Options& options) : state_(std::make_unique<State>()) {
   State& s = *state_;
@@ -119,7 +153,37 @@ Job::~Job() {
   if (state_->engine) state_->engine->stop("the service is ending");
 }
 
+// To ranks of the same replica only; whoever asks for more is not one of ours.
+void Job::State::relay(int from, const GroupKey& key) {
+  constexpr size_t kMostBytes = 256;
+  std::set<int> company;
+  for (const ReplicaSpec& replica : placement.replicas()) {
+    std::set<int> ranks;
+    for (const StageSpec& stage : replica.stages()) {
+      for (const ShardSpec& shard : stage.shards()) ranks.insert(shard.rank());
+    }
+    if (ranks.contains(from)) company = std::move(ranks);
+  }
+  ToWorker message;
+  message.mutable_group_key()->set_tag(key.tag());
+  message.mutable_group_key()->set_key(key.key());
+  for (const int rank : key.ranks()) {
+    if (!company.contains(rank) || key.key().size() > kMostBytes) {
+      throw Error(Code::kInvalidArgument, "cannot load: rank " + std::to_string(from) +
+                                              " sent a key that none of its replica could use");
+    }
+    workers->channel().send(rank, message);
+  }
+}
+
 void Job::State::assign(const Loading& loading) {
+  std::set<int> by_nccl = nccl_ranks(workers->topology(), placement);
+  if (flags.deterministic && !by_nccl.empty() && sums_of_many(placement)) {
+    log_warn(
+        "GPUs exchange tensors through host memory, which is slow: --deterministic, and NCCL sums "
+        "more than two ranks in an order that depends on the batch");
+    by_nccl.clear();
+  }
   for (int replica = 0; replica < placement.replicas_size(); ++replica) {
     const auto& stages = placement.replicas(replica).stages();
     for (int stage = 0; stage < stages.size(); ++stage) {
@@ -133,10 +197,15 @@ void Job::State::assign(const Loading& loading) {
         assign.set_tp_rank(shard.tp_rank());
         assign.set_logical_vocab_size(tokenizer->size());
         assign.set_isa(flags.isa);
+        assign.set_deterministic(flags.deterministic);
+        assign.set_enforce_eager(flags.enforce_eager);
         for (const RankInfo& rank : workers->topology().ranks()) {
-          if (rank.rank() == shard.rank()) assign.set_threads(rank.device().threads());
+          if (rank.rank() != shard.rank()) continue;
+          assign.set_threads(rank.device().threads());
+          assign.set_device_index(rank.device().index());
         }
         for (const int rank : loading.node_of(shard.rank())) assign.add_node_ranks(rank);
+        for (const int rank : by_nccl) assign.add_nccl_ranks(rank);
         assign.set_verify_checkpoint(flags.verify_checkpoint);
         workers->channel().send(shard.rank(), message);
       }
@@ -161,6 +230,7 @@ void Job::load(const std::function<bool()>& stop_requested, std::function<void()
     const auto event = s.workers->channel().poll();
     if (event) {
       loading.handle(*event);
+      if (event->message.has_group_key()) s.relay(event->rank, event->message.group_key());
     } else {
       std::this_thread::sleep_for(kPollInterval);
     }

@@ -175,7 +175,7 @@ CLI::Option* add_repeated(CLI::App& app, const std::string& name, std::vector<st
 
 std::string dtype_or_file(const std::string& value) {
   if (parse_dtype(value) || CLI::ExistingFile(value).empty()) return "";
-  return value + " is neither fp32, bf16 or fp16 nor a file";
+  return value + " is neither fp32, bf16, fp16, int8 or int4 nor a file";
 }
 
 // Reads a duration into `value`, which may be an optional.
@@ -201,7 +201,8 @@ void add_placement_flags(CLI::App& app, PlacementFlags& flags) {
       "what workers may use, such as 0=10GiB,node7:1=20GiB; cpu: every CPU worker");
   app.add_option(
          "--dtype", flags.dtype,
-         "of the weights: fp32, bf16, fp16, or a JSON file of types by module name, such as "
+         "of the weights: fp32, bf16, fp16, on GPUs int8 or int4 (of the layers' matrices, in "
+         "groups of 128; the rest bf16), or a JSON file of types by module name, such as "
          "{\"\": \"bf16\", \"lm_head\": \"fp32\"} (default: the checkpoint's)")
       ->check(dtype_or_file, "NAME|FILE");
   app.add_option("--max_sequences", flags.max_sequences, "requests computed at once, per replica")
@@ -228,6 +229,11 @@ void add_placement_flags(CLI::App& app, PlacementFlags& flags) {
 void add_verify_flag(CLI::App& app, PlacementFlags& flags) {
   app.add_flag("--verify_checkpoint", flags.verify_checkpoint,
                "read and digest every tensor on every host while loading, and compare");
+  app.add_flag("--deterministic", flags.deterministic,
+               "GPUs: the same bits whatever is computed beside, at a price (CPUs: always)");
+  app.add_flag("--enforce_eager", flags.enforce_eager,
+               "GPUs: queue each kernel of a decode step, record none as CUDA graphs: slower, for "
+               "finding faults");
 }
 
 void add_plan_flags(CLI::App& app, PlanFlags& flags) {

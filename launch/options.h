@@ -30,12 +30,14 @@ struct PlacementFlags {
   std::optional<int32_t> tp, pp, dp;                 // --tp --pp --dp
   std::string device_map = "auto";                   // auto, balanced, …, or FILE
   std::map<std::string, uint64_t> max_memory_bytes;  // --max_memory 0=10GiB,cpu=4GiB
-  std::string dtype;               // fp32, bf16, fp16 or a file; empty: the checkpoint's
+  std::string dtype;               // a name or a file, as set_dtypes; empty: the checkpoint's
   int32_t max_sequences = 32;      // running at once in a replica
   int32_t max_batch_tokens = 512;  // tokens of one micro-batch
   std::optional<int32_t> context;  // default: the model's, or what the memory holds
   int32_t threads = 0;             // per CPU rank; 0: its share of the node's cores
   std::string isa = "auto";        // CPU path, for tests
+  bool deterministic = false;      // GPUs: rows bit-identical whatever the batch
+  bool enforce_eager = false;      // GPUs: no CUDA graphs
   std::chrono::milliseconds start_timeout{60000};  // --start_timeout: of each step before the load
   bool verify_checkpoint = false;        // digest all weights on every node; serve and generate
   std::string objective = "throughput";  // or latency

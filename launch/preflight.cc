@@ -11,10 +11,12 @@
 #include "kernels/base/error.h"
 #include "kernels/base/log.h"
 #include "kernels/base/printable.h"
+#include "kernels/cuda/cuda_device.h"
 #include "launch/agreement.h"
 #include "topology/nccl_xml.h"
 #include "topology/probe.h"
 #include "topology/probe_machine.h"
+#include "worker/comm/nccl.h"
 #include "worker/comm/network.h"
 #include "worker/facts.h"
 
@@ -26,7 +28,7 @@ using SteadyClock = std::chrono::steady_clock;
 
 constexpr milliseconds kPollInterval{1};
 // Raised with every change of a message.
-constexpr const char* kProtocol = "2";
+constexpr const char* kProtocol = "4";
 
 // Texts of users are not logged: their digest says as well whether they are the same.
 bool holds_text(const std::string& flag) {
@@ -42,6 +44,28 @@ void state_flags(const Options& options, RankFacts& facts) {
     } else {
       add_fact(*facts.mutable_must_agree(), flag, value);
     }
+  }
+}
+
+void add_gpus(int rank, RankInfo& info) {
+  const CudaDevices found = cuda_devices();
+  if (found.built && found.devices.empty() && rank == 1) {
+    log_info("computes on the CPU: found no GPU (" + found.reason + ")");
+  }
+  if (!found.devices.empty()) {
+    const NcclVersion nccl = find_nccl();
+    info.set_nccl_version(nccl.number);
+    if (nccl.number == 0) log_warn("GPUs exchange tensors through host memory: " + nccl.reason);
+  }
+  for (size_t index = 0; index < found.devices.size(); ++index) {
+    const CudaDevice& device = found.devices[index];
+    DeviceInfo& gpu = *info.add_gpus();
+    gpu.set_kind(DEVICE_KIND_CUDA);
+    gpu.set_name(device.name);
+    gpu.set_pci_id(device.pci_id);
+    gpu.set_memory_bytes(static_cast<uint64_t>(device.memory_bytes));
+    gpu.set_compute_capability(device.compute_capability);
+    gpu.set_index(static_cast<int32_t>(index));
   }
 }
 
@@ -73,7 +97,8 @@ Hello introduce(int rank, const Options& options, const std::string& mpi) {
   if (rank == 1 || (rank > 1 && !mpi.empty())) {
     info.set_machine(write_nccl_xml(probe_machine(options.probe.sources), true));
   }
-  if (mpi.empty()) return hello;  // a thread of the process that would compare
+  if (rank > 0) add_gpus(rank, info);  // rank 0 computes nothing
+  if (mpi.empty()) return hello;       // a thread of the process that would compare
   RankFacts& facts = *hello.mutable_facts();
   add_fact(*facts.mutable_must_agree(), "protocol", kProtocol);
   add_fact(*facts.mutable_must_agree(), "build", build_id());

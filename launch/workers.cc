@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "launch/workers.h"
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdio>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <functional>
@@ -14,6 +16,7 @@
 #include "kernels/base/error.h"
 #include "kernels/base/log.h"
 #include "kernels/base/printable.h"
+#include "kernels/cuda/cuda_device.h"
 #include "launch/job.h"
 #include "launch/links.h"
 #include "launch/preflight.h"
@@ -25,6 +28,7 @@
 #include "worker/comm/control.h"
 #include "worker/comm/local.h"
 #include "worker/comm/mpi.h"
+#include "worker/comm/network.h"
 #include "worker/facts.h"
 #include "worker/worker.h"
 
@@ -127,6 +131,15 @@ std::string describe_place() {
   return host_name() + "\n" + boot + " " + network.string();
 }
 
+// NCCL would choose among all of the host's interfaces; the one by which rank 0 is reached works.
+void lead_nccl(const ControlAddress& address) {
+  if (address.hosts.empty() || cuda_devices().devices.empty()) return;
+  const std::string interface = interface_towards(address.hosts.front());
+  if (interface.empty()) return;
+  setenv("NCCL_SOCKET_IFNAME", ("=" + interface).c_str(), 0);  // the user's wins
+  log_info("NCCL connects by interface " + interface + " if NCCL_SOCKET_IFNAME says no other");
+}
+
 class MpiWorkers : public Workers {
  public:
   explicit MpiWorkers(const Options& options) {  // REQUIRES: start_mpi() returned
@@ -195,7 +208,11 @@ void Workers::greet(const Hello& own, const Options& options) {
   }
   const bool shown = options.command == Options::Command::kProbe;
   const bool planned = flags.device_map == "auto" && count() > 1;
-  if (!shown && !planned) return;
+  // What is measured are CPUs and sums in the host's memory; the device table knows GPUs.
+  const bool on_gpus =
+      std::any_of(topology_.ranks().begin(), topology_.ranks().end(),
+                  [](const RankInfo& rank) { return rank.device().kind() == DEVICE_KIND_CUDA; });
+  if (on_gpus || (!shown && !planned)) return;
   SpeedOptions speeds;
   speeds.isa = flags.isa;
   speeds.build = build_id() + (one_process ? " threads" : " MPI");
@@ -239,6 +256,7 @@ int run_worker(const Options& options) try {
   set_log_rank(mpi_job->rank());
   mpi_job->gather(describe_place(), timeout);
   const ControlAddress address = ControlAddress::parse(mpi_job->broadcast("", timeout));
+  lead_nccl(address);
   const auto channel = connect_control(address, mpi_job->rank(), timeout, {});
   const auto transport = mpi_job->make_transport(channel->cancellation(), channel->progress());
   const Hello hello = introduce(mpi_job->rank(), options, mpi_job->library_version());

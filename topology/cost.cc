@@ -4,7 +4,9 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <string>
 
+#include "kernels/sizes.h"
 #include "topology/shard.h"
 
 namespace trireme {
@@ -19,6 +21,27 @@ double smooth(double a, double b, double p) {
   const double high = std::max(a, b);
   if (high <= 0) return 0;
   return high * std::pow(1 + std::pow(std::min(a, b) / high, p), 1 / p);
+}
+
+double element_bytes(const std::string& type) {
+  const DType dtype = parse_dtype(type).value();
+  if (!is_quantised(dtype)) return static_cast<double>(element_size(dtype));
+  return (dtype == DType::kI4 ? 0.5 : 1) + 2.0 / kQuantGroup;  // and its share of a scale
+}
+
+// Of the matrices of a layer, in the mean of all.
+double mean_layer_bytes(const ModelSpec& model, const WeightDtypes& types) {
+  const double hidden = model.hidden_size();
+  const double q = double(model.num_heads()) * model.head_dim();
+  const double kv = double(model.num_kv_heads()) * model.head_dim();
+  double bytes = 0;
+  for (const LayerDtypes& layer : types.layers()) {
+    bytes += hidden *
+             ((q + 2 * kv) * element_bytes(layer.qkv()) + q * element_bytes(layer.attention_out()) +
+              2.0 * model.ffn_size() * element_bytes(layer.gate_up()) +
+              double(model.ffn_size()) * element_bytes(layer.down()));
+  }
+  return bytes / std::max(1, types.layers_size());
 }
 
 double alpha_beta(const AllReduceRow& row, double bytes) {
@@ -57,7 +80,8 @@ CostAssumptions assumptions_of(const Topology& topology) {
   return assumptions;
 }
 
-ModelCost model_cost(const ModelSpec& model, DType dtype, const CostAssumptions& assumptions) {
+ModelCost model_cost(const ModelSpec& model, DType dtype, const CostAssumptions& assumptions,
+                     const std::optional<WeightDtypes>& types) {
   const double element = assumptions.exact_bytes ? static_cast<double>(element_size(dtype))
                                                  : assumptions.element_bytes;
   ModelCost cost;
@@ -72,6 +96,10 @@ ModelCost model_cost(const ModelSpec& model, DType dtype, const CostAssumptions&
   cost.kv_bytes = 2 * kv * element;
   cost.head_parameters = cost.hidden * cost.vocab;
   cost.head_bytes = cost.head_parameters * element;
+  if (assumptions.exact_bytes && types) {
+    cost.layer_bytes = mean_layer_bytes(model, *types);
+    cost.head_bytes = cost.head_parameters * element_bytes(types->head());
+  }
   return cost;
 }
 

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "kernels/dtype.h"
@@ -36,7 +37,7 @@ struct CostAssumptions {
 // Of our own worker on these ranks.
 CostAssumptions assumptions_of(const Topology& topology);
 
-// A model in one type, as the cost model sees it.
+// A model, as the cost model sees it: layers alike.
 struct ModelCost {
   int32_t layers = 0;
   double hidden = 0, vocab = 0, ffn = 0;
@@ -46,7 +47,9 @@ struct ModelCost {
   double head_parameters = 0, head_bytes = 0;
 };
 
-ModelCost model_cost(const ModelSpec& model, DType dtype, const CostAssumptions& assumptions);
+// types: of single matrices; without them, and for the cache, `dtype`.
+ModelCost model_cost(const ModelSpec& model, DType dtype, const CostAssumptions& assumptions,
+                     const std::optional<WeightDtypes>& types = std::nullopt);
 
 // The largest share of one rank of a group, by matrix: with unequal shards the group waits for it.
 struct ShardShare {

@@ -84,16 +84,19 @@ Placement place_by_device_map(const std::string& device_map, const Topology& top
   }
   Placement placement = read_device_map(device_map, model);
   validate_placement(topology, model, placement);
-  set_threads(topology, placement);
+  check_quantised(topology, placement);
+  set_devices(topology, placement);
   predict_bytes(model, placement);
   check_memory(topology, placement);
   PlacementOptions own = options;
   own.dtype = parse_dtype(placement.dtype()).value();
+  if (placement.has_weight_dtypes()) own.weight_dtypes = placement.weight_dtypes();
   return timed(topology, model, own, std::move(placement));
 }
 
 Placement place_model(const std::string& device_map, const Topology& topology,
                       const ModelSpec& model, const PlacementOptions& options) {
+  check_quantised(topology, options.weight_dtypes);
   const bool automatic = device_map == "auto";
   const auto plan = [&](const Topology& machine, const PlacementOptions& wanted) {
     return plan_placement(machine, model, wanted);

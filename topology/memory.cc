@@ -129,7 +129,7 @@ void set_limits(const ModelSpec& model, const PlacementOptions& options, Placeme
 
 void size_kv_cache(const Topology& topology, const ModelSpec& model,
                    const PlacementOptions& options, Placement& placement) {
-  set_threads(topology, placement);
+  set_devices(topology, placement);
   placement.set_num_blocks(1);
   predict_bytes(model, placement);
   Room room = find_room(topology, options, placement);
@@ -147,15 +147,17 @@ void size_kv_cache(const Topology& topology, const ModelSpec& model,
   predict_bytes(model, placement);
 }
 
-void set_threads(const Topology& topology, Placement& placement) {
-  std::map<int32_t, int32_t> threads;
-  for (const RankInfo& rank : topology.ranks()) {
-    const bool cpu = rank.device().kind() == DEVICE_KIND_CPU;
-    threads[rank.rank()] = cpu ? rank.device().threads() : 0;
-  }
+void set_devices(const Topology& topology, Placement& placement) {
+  std::map<int32_t, DeviceInfo> devices;
+  for (const RankInfo& rank : topology.ranks()) devices[rank.rank()] = rank.device();
   for (ReplicaSpec& replica : *placement.mutable_replicas()) {
     for (StageSpec& stage : *replica.mutable_stages()) {
-      for (ShardSpec& shard : *stage.mutable_shards()) shard.set_threads(threads[shard.rank()]);
+      for (ShardSpec& shard : *stage.mutable_shards()) {
+        const DeviceInfo& device = devices[shard.rank()];
+        shard.set_threads(device.kind() == DEVICE_KIND_CPU ? device.threads() : 0);
+        shard.clear_device();
+        if (device.kind() == DEVICE_KIND_CUDA) shard.set_device(DEVICE_KIND_CUDA);
+      }
     }
   }
 }

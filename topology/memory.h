@@ -28,13 +28,13 @@ void set_limits(const ModelSpec& model, const PlacementOptions& options, Placeme
 
 // Sets num_blocks: what max_sequences of `context` positions need, or what the memory left over
 // holds if that is less (at least one sequence of `context`; where options say none, the context is
-// lowered to what fits), the shards' threads, and their predicted bytes. Throws kResourceExhausted
+// lowered to what fits), the shards' devices, and their predicted bytes. Throws kResourceExhausted
 // naming the rank, what it needs and what it has.
 void size_kv_cache(const Topology& topology, const ModelSpec& model,
                    const PlacementOptions& options, Placement& placement);
 
-// Sets the shards' threads, which count in their predicted bytes.
-void set_threads(const Topology& topology, Placement& placement);
+// Sets the shards' kinds of device and threads, by which their bytes are predicted.
+void set_devices(const Topology& topology, Placement& placement);
 
 // All that predict_bytes() counts.
 uint64_t predicted_bytes(const ShardSpec& shard);

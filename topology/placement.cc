@@ -225,10 +225,8 @@ void predict_bytes(const ModelSpec& model, Placement& placement) {
   for (ReplicaSpec& replica : *placement.mutable_replicas()) {
     for (int stage = 0; stage < replica.stages_size(); ++stage) {
       for (ShardSpec& shard : *replica.mutable_stages(stage)->mutable_shards()) {
-        const int tp_rank = shard.tp_rank();
         shard.set_communication_bytes(
-            group_staging(model, replica, stage, tp_rank, placement).total() +
-            replica_staging(model, replica, stage, tp_rank, placement).total());
+            communication_bytes(model, replica, stage, shard.tp_rank(), placement));
       }
     }
   }

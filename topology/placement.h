@@ -69,7 +69,7 @@ void validate_placement(const ModelSpec& model, const Placement& placement);
 // with the num_blocks that it has room for.
 void check_memory(const Topology& topology, const Placement& placement);
 
-// Fills every shard's predicted bytes from the ranges.
+// Fills every shard's predicted bytes from the ranges and what set_devices() says.
 void predict_bytes(const ModelSpec& model, Placement& placement);
 
 }  // namespace trireme

@@ -24,7 +24,11 @@ struct Context {
   std::map<int32_t, int> workers;
 
   Context(const Topology& t, const ModelSpec& m, const PlacementOptions& o)
-      : topology(t), spec(m), options(o), links(t), model(model_cost(m, o.dtype, o.assumptions)) {
+      : topology(t),
+        spec(m),
+        options(o),
+        links(t),
+        model(model_cost(m, o.dtype, o.assumptions, o.weight_dtypes)) {
     for (int worker = 0; worker < t.ranks_size(); ++worker)
       workers[t.ranks(worker).rank()] = worker;
   }
@@ -198,6 +202,7 @@ struct StepModel::State {
 StepModel::StepModel(const Topology& topology, const ModelSpec& model, const Placement& placement) {
   PlacementOptions options;
   options.dtype = parse_dtype(placement.dtype()).value_or(options.dtype);
+  if (placement.has_weight_dtypes()) options.weight_dtypes = placement.weight_dtypes();
   options.assumptions = assumptions_of(topology);
   state_ = std::make_unique<State>(topology, model, options);
   for (const ReplicaSpec& replica : placement.replicas()) {

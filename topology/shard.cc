@@ -20,6 +20,30 @@ void set(Range* range, int32_t begin, int32_t end) {
   range->set_end(end);
 }
 
+// Scratch that products [T, N] of [T, K] with weights share.
+struct CudaProducts {
+  int64_t input = 0, output = 0, partial = 0, quantised = 0;
+
+  // first: of the weight's input channels.
+  void add(DType w, int64_t t, int64_t n, int64_t k, int64_t first) {
+    if (!is_quantised(w)) {
+      if (n == 0 || k == 0) return;
+      input = std::max(input, cuda_input_copy_bytes(w, t, k));
+      output = std::max(output, cuda_output_copy_bytes(t, n));
+      return;
+    }
+    const int64_t lead = first % kQuantGroup;
+    input = std::max(input, quantised_input_bytes(k, lead));
+    partial = std::max(partial, quantised_partial_bytes(n, k, lead));
+    quantised = std::max(quantised, quantised_unpacked_bytes(n, k) + kQuantisedCounterBytes);
+    if (t <= kQuantisedTokens || n == 0 || k == 0) return;
+    input = std::max(input, cuda_input_copy_bytes(DType::kBF16, t, k));
+    if (n % 4 == 0) return;  // else each part of y is of such rows
+    const int64_t cols = round_up(quantised_rows_at_once(n, k), 4);
+    output = std::max(output, t * cols * int64_t{sizeof(float)});
+  }
+};
+
 void check_range(const Range& range, int32_t limit, const char* field, int32_t rank) {
   if (range.begin() < 0 || range.begin() > range.end() || range.end() > limit) {
     throw Error(Code::kInvalidArgument, "cannot use the placement: rank " + std::to_string(rank) +
@@ -89,16 +113,23 @@ uint64_t weight_bytes(const ModelSpec& model, const StageSpec& stage, const Shar
   // As one block of the prefix's positions.
   const int64_t prefix = kv_layer_bytes(cache_dtype(placement), 1, length(shard.kv_heads()),
                                         model.prefix_length(), model.head_dim());
+  // first: of the input channels.
+  const auto packed = [&](DType type, int64_t n, int64_t k, int64_t first = 0) {
+    if (is_quantised(type)) return quantised_weight_bytes(type, n, k, first);
+    return shard.device() == DEVICE_KIND_CUDA ? cuda_weight_bytes(type, n, k)
+                                              : packed_weight_bytes(type, n, k);
+  };
+  const int64_t first_q = int64_t{shard.heads().begin()} * model.head_dim();
   int64_t total = (vectors + prefix) * length(stage.layers());
   for (int32_t layer = stage.layers().begin(); layer < stage.layers().end(); ++layer) {
     const auto type = [&](Matrix matrix) { return weight_dtype(placement, matrix, layer); };
-    total += packed_weight_bytes(type(Matrix::kQkv), q + 2 * kv, hidden) +
-             packed_weight_bytes(type(Matrix::kAttentionOut), hidden, q) +
-             packed_weight_bytes(type(Matrix::kGateUp), 2 * ffn, hidden) +
-             packed_weight_bytes(type(Matrix::kDown), hidden, ffn);
+    total += packed(type(Matrix::kQkv), q + 2 * kv, hidden) +
+             packed(type(Matrix::kAttentionOut), hidden, q, first_q) +
+             packed(type(Matrix::kGateUp), 2 * ffn, hidden) +
+             packed(type(Matrix::kDown), hidden, ffn, shard.ffn().begin());
   }
   const auto table = [&](Matrix matrix) {
-    return packed_weight_bytes(weight_dtype(placement, matrix), length(shard.vocab()), hidden);
+    return packed(weight_dtype(placement, matrix), length(shard.vocab()), hidden);
   };
   const bool tied = model.tied_embeddings();
   if (stage.has_embedding() || (stage.has_head() && tied)) total += table(Matrix::kEmbedding);
@@ -112,6 +143,38 @@ uint64_t kv_bytes(const ModelSpec& model, const StageSpec& stage, const ShardSpe
                                kv_layer_bytes(cache_dtype(placement), placement.num_blocks(),
                                               length(shard.kv_heads()), placement.block_size(),
                                               model.head_dim()));
+}
+
+int64_t cuda_scratch_bytes(const ModelSpec& model, const StageSpec& stage, const ShardSpec& shard,
+                           const Placement& placement) {
+  const int64_t hidden = model.hidden_size();
+  const int64_t q = int64_t{length(shard.heads())} * model.head_dim();
+  const int64_t kv = int64_t{length(shard.kv_heads())} * model.head_dim();
+  const int64_t ffn = length(shard.ffn());
+  CudaProducts products;
+  const int64_t tokens = placement.max_batch_tokens();
+  const int64_t sequences = placement.max_sequences();
+  const int64_t first_q = int64_t{shard.heads().begin()} * model.head_dim();
+  for (int32_t layer = stage.layers().begin(); layer < stage.layers().end(); ++layer) {
+    const auto add = [&](Matrix matrix, int64_t n, int64_t k, int64_t first) {
+      products.add(weight_dtype(placement, matrix, layer), tokens, n, k, first);
+    };
+    add(Matrix::kQkv, q + 2 * kv, hidden, 0);
+    add(Matrix::kAttentionOut, hidden, q, first_q);
+    add(Matrix::kGateUp, 2 * ffn, hidden, 0);
+    add(Matrix::kDown, hidden, ffn, shard.ffn().begin());
+  }
+  int64_t bytes = kCublasWorkspaceBytes;
+  if (stage.has_head()) {
+    products.add(head_dtype(model, placement), sequences, length(shard.vocab()), hidden, 0);
+    if (shard.tp_rank() == 0) bytes += cuda_draw_scratch_bytes(sequences, model.vocab_size());
+  }
+  products.partial =
+      std::max(products.partial,
+               cuda_attention_scratch_bytes(sequences, length(shard.heads()),
+                                            int64_t{model.prefix_length()} + placement.context(),
+                                            model.head_dim()));
+  return bytes + products.input + products.output + products.partial + products.quantised;
 }
 
 uint64_t activation_bytes(const ModelSpec& model, const StageSpec& stage, const ShardSpec& shard,
@@ -142,7 +205,11 @@ uint64_t activation_bytes(const ModelSpec& model, const StageSpec& stage, const 
     const int copies = shard.tp_rank() > 0 ? 0 : stage.shards_size() > 1 ? 2 : 1;
     bytes += copies * sequences * model.vocab_size() * f32;
   }
-  bytes += shard.threads() * cpu_scratch_bytes(heads_of_kv(model, shard), model.head_dim());
+  if (shard.device() == DEVICE_KIND_CUDA) {
+    bytes += cuda_scratch_bytes(model, stage, shard, placement);
+  } else {
+    bytes += shard.threads() * cpu_scratch_bytes(heads_of_kv(model, shard), model.head_dim());
+  }
   return static_cast<uint64_t>(bytes);
 }
 
@@ -177,19 +244,37 @@ StagingBytes group_staging(const ModelSpec& model, const ReplicaSpec& replica, i
       outgoing = std::max(outgoing, sequences * length(own.shards(tp_rank).vocab()) * f32);
     }
   }
-  return {static_cast<size_t>(incoming), static_cast<size_t>(outgoing), 0};
+  StagingBytes bytes{static_cast<size_t>(incoming), static_cast<size_t>(outgoing)};
+  if (own.shards(tp_rank).device() == DEVICE_KIND_CUDA) {
+    bytes.copy = static_cast<size_t>(values * f32);
+    if (own.has_head()) {
+      const auto row = static_cast<size_t>(int64_t{placement.max_sequences()} * f32);
+      bytes.copy =
+          std::max(bytes.copy, row * static_cast<size_t>(length(own.shards(tp_rank).vocab())));
+      if (tp_rank == 0) bytes.gathered = row * static_cast<size_t>(model.vocab_size());
+    }
+  }
+  return bytes;
 }
 
-StagingBytes replica_staging(const ModelSpec& model, const ReplicaSpec& replica, int stage,
-                             int tp_rank, const Placement& placement) {
-  const int degree = replica.stages(stage).shards_size();
+StagingBytes edge_staging(const ModelSpec& model, const ReplicaSpec& replica, int stage,
+                          int tp_rank, const Placement& placement, int other) {
+  if (other < 0 || other >= replica.stages_size()) return {};
+  const StageSpec& own = replica.stages(stage);
+  if (tp_rank > 0 && replica.stages(other).shards_size() != own.shards_size()) return {};
   const auto bytes = static_cast<size_t>(int64_t{placement.max_batch_tokens()} *
                                          model.hidden_size() * element_size(DType::kF32));
-  const auto takes_part = [&](int other) {
-    return other >= 0 && other < replica.stages_size() &&
-           (tp_rank == 0 || replica.stages(other).shards_size() == degree);
-  };
-  return {takes_part(stage - 1) ? bytes : 0, 0, takes_part(stage + 1) ? bytes : 0};
+  StagingBytes staging;
+  (other < stage ? staging.incoming : staging.outbox) = bytes;
+  if (own.shards(tp_rank).device() == DEVICE_KIND_CUDA) staging.copy = bytes;
+  return staging;
+}
+
+uint64_t communication_bytes(const ModelSpec& model, const ReplicaSpec& replica, int stage,
+                             int tp_rank, const Placement& placement) {
+  return group_staging(model, replica, stage, tp_rank, placement).total() +
+         edge_staging(model, replica, stage, tp_rank, placement, stage - 1).total() +
+         edge_staging(model, replica, stage, tp_rank, placement, stage + 1).total();
 }
 
 }  // namespace trireme

@@ -10,6 +10,7 @@
 
 #include <cstdint>
 #include <initializer_list>
+#include <optional>
 #include <string>
 
 #include "kernels/dtype.h"
@@ -44,31 +45,50 @@ DType widest_input(const Placement& placement, const StageSpec& stage,
                    std::initializer_list<Matrix> matrices);
 // "bf16", or "mixed bf16 fp32".
 std::string dtype_summary(const Placement& placement);
-// Throws kInvalidArgument naming the field of a placement from a file or a peer that names no type,
-// or has not one of each layer.
+// Throws kInvalidArgument naming the field of a placement from a file or a peer that names no type
+// that it can have, or has not one of each layer. int8 and int4 are of single matrices, not of the
+// embedding.
 void validate_dtypes(const ModelSpec& model, const Placement& placement);
+// The layers' matrices of `dtype`, embedding and head of bf16.
+WeightDtypes layers_of(const ModelSpec& model, DType dtype);
+// Throws kFailedPrecondition naming a rank that cannot compute with the types: CPUs have neither
+// int8 nor int4. Ranks are those of the placement, or all of the topology that are to be placed on.
+void check_quantised(const Topology& topology, const Placement& placement);
+void check_quantised(const Topology& topology, const std::optional<WeightDtypes>& types);
 
-// What a worker allocates for this shard. Exact for CPU layouts (kernels/sizes.h). A learned prefix
-// counts with the weights.
+// What a worker allocates for this shard, in the layout of its device (kernels/sizes.h). A learned
+// prefix counts with the weights.
 uint64_t weight_bytes(const ModelSpec& model, const StageSpec& stage, const ShardSpec& shard,
                       const Placement& placement);
 uint64_t kv_bytes(const ModelSpec& model, const StageSpec& stage, const ShardSpec& shard,
                   const Placement& placement);
 // Buffers of one step: the stage's activations at max_batch_tokens, and the scratch of the shard's
-// threads.
+// threads or GPU.
 uint64_t activation_bytes(const ModelSpec& model, const StageSpec& stage, const ShardSpec& shard,
                           const Placement& placement);
+// That of a GPU, which its largest steps make grow.
+int64_t cuda_scratch_bytes(const ModelSpec& model, const StageSpec& stage, const ShardSpec& shard,
+                           const Placement& placement);
 
-// Staging of one rank's messages: to and from its group, to and from all ranks of its replica.
+// Staging of one rank's messages to and from a group, in the host's memory.
 struct StagingBytes {
   size_t incoming = 0;
   size_t outgoing = 0;
   size_t outbox = 0;  // of each of two messages that may be on their way to the next stage
-  size_t total() const { return incoming + outgoing + 2 * outbox; }
+  // Copies of tensors that lie on a device: of any one, of gathered logits.
+  size_t copy = 0;
+  size_t gathered = 0;
+  size_t total() const { return incoming + outgoing + 2 * outbox + copy + gathered; }
 };
+// Of the stage's ranks.
 StagingBytes group_staging(const ModelSpec& model, const ReplicaSpec& replica, int stage,
                            int tp_rank, const Placement& placement);
-StagingBytes replica_staging(const ModelSpec& model, const ReplicaSpec& replica, int stage,
+// Of the edge between this rank and one of `other`, the stage before or the next; nothing where it
+// has none.
+StagingBytes edge_staging(const ModelSpec& model, const ReplicaSpec& replica, int stage,
+                          int tp_rank, const Placement& placement, int other);
+// All of that. A GPU's tensors are counted as if they went through the host's memory.
+uint64_t communication_bytes(const ModelSpec& model, const ReplicaSpec& replica, int stage,
                              int tp_rank, const Placement& placement);
 
 // The most query heads of the shard that read one KV head.

@@ -154,8 +154,7 @@ void fill_exact_bytes(const ModelSpec& model, const PlacementOptions& options, S
       *row.add_stages() = stage;
       *row.add_stages() = layer;
       return static_cast<double>(activation_bytes(model, stage, shard, placement) +
-                                 group_staging(model, row, 1, rank, placement).total() +
-                                 replica_staging(model, row, 1, rank, placement).total());
+                                 communication_bytes(model, row, 1, rank, placement));
     };
     const double buffers = buffers_of(layer);
     // With the head, its own buffers.
@@ -295,7 +294,7 @@ PlannerInput make_problem(const Topology& topology, const LinkGraph& links, cons
                           const std::vector<int>& regions) {
   PlannerInput input;
   SearchProblem& problem = input.problem;
-  input.model = model_cost(model, options.dtype, options.assumptions);
+  input.model = model_cost(model, options.dtype, options.assumptions, options.weight_dtypes);
   fill_limits(model, options, problem);
   using PoolKey = std::tuple<ClassKey, std::string, int>;
   std::map<PoolKey, int> pools;

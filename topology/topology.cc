@@ -4,19 +4,40 @@
 #include <algorithm>
 #include <cstdio>
 #include <map>
+#include <set>
+#include <string>
 #include <utility>
 
 namespace trireme {
 
+namespace {
+
+void share_gpus(Topology& topology) {
+  std::set<std::pair<std::string, std::string>> taken;  // host and PCI address
+  for (RankInfo& rank : *topology.mutable_ranks()) {
+    for (const DeviceInfo& gpu : rank.gpus()) {
+      if (!taken.emplace(rank.host(), gpu.pci_id()).second) continue;
+      *rank.mutable_device() = gpu;
+      break;
+    }
+    rank.clear_gpus();
+  }
+}
+
+}  // namespace
+
 void share_nodes(Topology& topology, int32_t threads) {
+  share_gpus(topology);
   std::map<std::string, int> ranks_of_host;
   std::map<std::pair<std::string, int>, int> ranks_of_core;
   for (const RankInfo& rank : topology.ranks()) {
+    if (rank.device().kind() == DEVICE_KIND_CUDA) continue;
     ++ranks_of_host[rank.host()];
     for (const int cpu : rank.device().cpus()) ++ranks_of_core[{rank.host(), cpu}];
   }
   for (RankInfo& rank : *topology.mutable_ranks()) {
     DeviceInfo& device = *rank.mutable_device();
+    if (device.kind() == DEVICE_KIND_CUDA) continue;
     double share = 0;
     for (const int cpu : device.cpus()) share += 1.0 / ranks_of_core[{rank.host(), cpu}];
     // A cgroup's quota may allow fewer cores than the affinity mask shows.

@@ -9,7 +9,8 @@
 
 namespace trireme {
 
-// Every rank reported its whole node: divides cores and memory among the ranks of a host. A core is
+// Every rank reported its whole node. Gives each GPU to the first rank of its host that sees it and
+// has none; the other ranks compute on cores: divides these and the memory among them. A core is
 // shared by the ranks whose affinity holds it; each rank gets at least one thread. `threads` > 0
 // overrides the share.
 void share_nodes(Topology& topology, int32_t threads);

@@ -1,15 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "worker/batch_tensors.h"
 
+#include <algorithm>
+#include <bit>
 #include <string>
 
 #include "kernels/base/error.h"
+#include "kernels/sizes.h"
 
 namespace trireme {
 namespace {
 
+// Contexts of padded steps are powers of two from here on: a larger one than needed costs the
+// attention's ctas that find nothing to do.
+constexpr int32_t kShortestContext = 256;
+
 [[noreturn]] void refuse(const std::string& what) {
   throw Error(Code::kInvalidArgument, "cannot run the micro-batch: " + what);
+}
+
+// The number of sequences, with padding.
+int32_t padded(int32_t sequences) {
+  constexpr int32_t kStep = 8;
+  if (sequences < kStep) return static_cast<int32_t>(std::bit_ceil(uint32_t(sequences)));
+  return static_cast<int32_t>(round_up(sequences, kStep));
 }
 
 }  // namespace
@@ -26,28 +40,8 @@ BatchTensors::BatchTensors(Backend& backend, const ModelSpec& model, const Place
   const auto tokens = static_cast<size_t>(max_tokens_);
   const auto sequences = static_cast<size_t>(max_sequences_);
   const size_t table = sequences * static_cast<size_t>(max_blocks_);
-  ids_.reserve(tokens);
-  positions_.reserve(tokens);
-  slots_.reserve(tokens);
-  query_begin_.reserve(sequences + 1);
-  contexts_.reserve(sequences);
-  tables_.reserve(table);
-  host_sample_rows_.reserve(sequences);
-  storage_ = backend.allocate((3 * tokens + 3 * sequences + 1 + table) * sizeof(int32_t));
-
-  auto* at = static_cast<int32_t*>(storage_.data());
-  const auto take = [&at](size_t count) {
-    const int32_t* array = at;
-    at += count;
-    return array;
-  };
-  view_.token_ids = take(tokens);
-  view_.positions = take(tokens);
-  view_.slots = take(tokens);
-  view_.query_begin = take(sequences + 1);
-  view_.context = take(sequences);
-  device_sample_rows_ = take(sequences);
-  view_.block_tables = take(table);
+  host_.reserve(3 * tokens + 3 * sequences + 1 + table);
+  storage_ = backend.allocate(host_.capacity() * sizeof(int32_t));
 }
 
 void BatchTensors::check(const MicroBatch& batch) const {
@@ -86,50 +80,105 @@ void BatchTensors::check(const MicroBatch& batch) const {
   }
 }
 
-void BatchTensors::append(const SequenceChunk& chunk) {
-  for (int index = 0; index < chunk.token_ids_size(); ++index) {
-    const int32_t position = chunk.position() + index;
-    ids_.push_back(chunk.token_ids(index));
-    positions_.push_back(position);
-    slots_.push_back(chunk.block_table(position / block_size_) * block_size_ +
-                     position % block_size_);
-  }
-  query_begin_.push_back(static_cast<int32_t>(ids_.size()));
-  contexts_.push_back(chunk.position() + chunk.token_ids_size());
-  tables_.insert(tables_.end(), chunk.block_table().begin(), chunk.block_table().end());
-  // Rows of the table are as wide as the longest sequence needs; load() has set max_blocks.
-  tables_.resize(contexts_.size() * static_cast<size_t>(view_.max_blocks));
-  if (chunk.sample()) host_sample_rows_.push_back(static_cast<int32_t>(ids_.size()) - 1);
-}
-
-void BatchTensors::load(const MicroBatch& batch) {
+void BatchTensors::load(const MicroBatch& batch, bool pad_steps) {
   check(batch);
-  view_.max_blocks = view_.max_queries = view_.max_context = 0;
+  view_ = {};
+  view_.num_sequences = batch.chunks_size();
+  num_samples_ = 0;
   for (const SequenceChunk& chunk : batch.chunks()) {
     const int32_t queries = chunk.token_ids_size();
+    view_.num_tokens += queries;
     view_.max_blocks = std::max(view_.max_blocks, chunk.block_table_size());
     view_.max_queries = std::max(view_.max_queries, queries);
     view_.max_context = std::max(view_.max_context, chunk.position() + queries);
+    num_samples_ += chunk.sample() ? 1 : 0;
   }
-  for (auto* array :
-       {&ids_, &positions_, &slots_, &query_begin_, &contexts_, &tables_, &host_sample_rows_}) {
-    array->clear();
-  }
-  query_begin_.push_back(0);
-  for (const SequenceChunk& chunk : batch.chunks()) append(chunk);
-  view_.num_tokens = static_cast<int32_t>(ids_.size());
-  view_.num_sequences = batch.chunks_size();
+  num_tokens_ = view_.num_tokens;
+  num_sample_rows_ = num_samples_;
+  key_ = 0;
+  const bool decode = view_.max_queries == 1 && num_samples_ == view_.num_sequences;
+  if (pad_steps && decode) pad();
+  place();
+  write(batch);
+  backend_.upload(storage_.data(), host_.data(), host_.size() * sizeof(int32_t));
+}
 
-  const auto upload = [this](const int32_t* device, const std::vector<int32_t>& host) {
-    backend_.upload(const_cast<int32_t*>(device), host.data(), host.size() * sizeof(int32_t));
+void BatchTensors::pad() {
+  const int32_t most = std::min(max_sequences_, max_tokens_);
+  view_.num_sequences = std::min(padded(view_.num_sequences), most);
+  view_.num_tokens = num_sample_rows_ = view_.num_sequences;
+  const auto context = static_cast<uint32_t>(std::max(view_.max_context, kShortestContext));
+  view_.max_context = static_cast<int32_t>(std::min<int64_t>(std::bit_ceil(context), context_));
+  view_.max_blocks = (view_.max_context + block_size_ - 1) / block_size_;
+  key_ =
+      static_cast<uint64_t>(view_.num_sequences) << 32 | static_cast<uint32_t>(view_.max_context);
+}
+
+// Arrays stand behind each other in the order of write().
+void BatchTensors::place() {
+  const auto* at = static_cast<const int32_t*>(storage_.data());
+  const auto take = [&at](int64_t count) {
+    const int32_t* array = at;
+    at += count;
+    return array;
   };
-  upload(view_.token_ids, ids_);
-  upload(view_.positions, positions_);
-  upload(view_.slots, slots_);
-  upload(view_.query_begin, query_begin_);
-  upload(view_.context, contexts_);
-  upload(view_.block_tables, tables_);
-  upload(device_sample_rows_, host_sample_rows_);
+  view_.token_ids = take(view_.num_tokens);
+  view_.positions = take(view_.num_tokens);
+  view_.slots = take(view_.num_tokens);
+  view_.query_begin = take(view_.num_sequences + 1);
+  view_.context = take(view_.num_sequences);
+  sample_rows_ = take(num_sample_rows_);
+  view_.block_tables = take(int64_t{view_.num_sequences} * view_.max_blocks);
+}
+
+void BatchTensors::write(const MicroBatch& batch) {
+  host_.clear();
+  // Appends value(chunk, index of its token) for each token, and `filling` for each padding row.
+  const auto of_tokens = [&](auto value, int32_t filling) {
+    for (const SequenceChunk& chunk : batch.chunks()) {
+      for (int index = 0; index < chunk.token_ids_size(); ++index) {
+        host_.push_back(value(chunk, index));
+      }
+    }
+    host_.resize(host_.size() + static_cast<size_t>(view_.num_tokens - num_tokens_), filling);
+  };
+  of_tokens([](const SequenceChunk& chunk, int index) { return chunk.token_ids(index); }, 0);
+  of_tokens([](const SequenceChunk& chunk, int index) { return chunk.position() + index; }, 0);
+  of_tokens(
+      [this](const SequenceChunk& chunk, int index) {
+        const int32_t position = chunk.position() + index;
+        return chunk.block_table(position / block_size_) * block_size_ + position % block_size_;
+      },
+      -1);
+  int32_t begin = 0;
+  for (int32_t s = 0; s < view_.num_sequences; ++s) {
+    host_.push_back(begin);
+    begin += s < batch.chunks_size() ? batch.chunks(s).token_ids_size() : 1;
+  }
+  host_.push_back(begin);
+  for (int32_t s = 0; s < view_.num_sequences; ++s) {
+    const bool real = s < batch.chunks_size();
+    host_.push_back(real ? batch.chunks(s).position() + batch.chunks(s).token_ids_size() : 1);
+  }
+  write_sample_rows(batch);
+  for (int32_t s = 0; s < view_.num_sequences; ++s) {
+    const size_t end = host_.size() + static_cast<size_t>(view_.max_blocks);
+    if (s < batch.chunks_size()) {
+      const auto& blocks = batch.chunks(s).block_table();  // maybe more than the context needs
+      host_.insert(host_.end(), blocks.begin(),
+                   blocks.begin() + std::min(blocks.size(), view_.max_blocks));
+    }
+    host_.resize(end);
+  }
+}
+
+void BatchTensors::write_sample_rows(const MicroBatch& batch) {
+  int32_t end = 0;
+  for (const SequenceChunk& chunk : batch.chunks()) {
+    end += chunk.token_ids_size();
+    if (chunk.sample()) host_.push_back(end - 1);
+  }
+  while (end < view_.num_tokens) host_.push_back(end++);
 }
 
 }  // namespace trireme

@@ -18,18 +18,29 @@ class BatchTensors {
   BatchTensors(Backend& backend, const ModelSpec& model, const Placement& placement);
 
   // Checks and uploads. Throws kInvalidArgument naming the field. The view and rows are valid until
-  // the next call.
-  void load(const MicroBatch& batch);
+  // the next call. pad: a step of decode, where each chunk is one token that is sampled, gets rows
+  // of no sequence, which are kept nowhere, up to one of few sizes.
+  void load(const MicroBatch& batch, bool pad = false);
 
   const BatchView& view() const { return view_; }
-  // Index in the micro-batch of the last token of each chunk that samples; device and host copies.
-  const int32_t* sample_rows() const { return device_sample_rows_; }
-  const std::vector<int32_t>& host_sample_rows() const { return host_sample_rows_; }
+  // What is not padding.
+  int32_t num_tokens() const { return num_tokens_; }
+  int32_t num_samples() const { return num_samples_; }
+  // Index in the micro-batch of the last token of each chunk that samples, then padding; on the
+  // device, and how many.
+  const int32_t* sample_rows() const { return sample_rows_; }
+  int32_t num_sample_rows() const { return num_sample_rows_; }
+  // Where it was padded: equal for equal sizes and places of all that view() and sample_rows()
+  // tell; else 0.
+  uint64_t key() const { return key_; }
   uint64_t bytes() const { return storage_.bytes(); }
 
  private:
   void check(const MicroBatch& batch) const;
-  void append(const SequenceChunk& chunk);
+  void pad();
+  void place();
+  void write(const MicroBatch& batch);
+  void write_sample_rows(const MicroBatch& batch);
 
   Backend& backend_;
   int32_t vocab_size_;
@@ -40,12 +51,15 @@ class BatchTensors {
   int32_t max_blocks_;
   int32_t context_;
 
+  // All arrays, one behind the other, here and on the device.
+  std::vector<int32_t> host_;
   Buffer storage_;
   BatchView view_;
-  const int32_t* device_sample_rows_ = nullptr;
-  // Host side of the arrays; keep their capacity from step to step.
-  std::vector<int32_t> ids_, positions_, slots_, query_begin_, contexts_, tables_,
-      host_sample_rows_;
+  const int32_t* sample_rows_ = nullptr;
+  int32_t num_tokens_ = 0;
+  int32_t num_samples_ = 0;
+  int32_t num_sample_rows_ = 0;
+  uint64_t key_ = 0;
 };
 
 }  // namespace trireme

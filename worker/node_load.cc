@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "kernels/base/error.h"
+#include "worker/group_tags.h"
 
 namespace trireme {
 namespace {
@@ -27,11 +28,9 @@ std::map<int, ReadPlan::Member> members_by_rank(const Placement& placement) {
   return members;
 }
 
-// Above the tags of all replicas and stages, and no other node's.
+// Above the tags of all replicas, and no other node's.
 int group_tag(const Placement& placement, int first_rank) {
-  int tag = first_rank;
-  for (const ReplicaSpec& replica : placement.replicas()) tag += 1 + replica.stages_size();
-  return tag;
+  return tags_end(placement, placement.replicas_size()) + first_rank;
 }
 
 }  // namespace

@@ -41,8 +41,10 @@ void check_row(int32_t id, size_t rows) {
               std::to_string(rows) + " rows");
 }
 
-// Not the service's ranges, but what everything below relies on.
-void check_spec(const DrawSpec& spec) {
+}  // namespace
+
+// Not the service's ranges, but what every draw relies on.
+void check_draw(const DrawSpec& spec, size_t rows) {
   double sum = spec.temperature() + spec.repetition_penalty() + spec.frequency_penalty() +
                spec.presence_penalty();
   for (const double bias : spec.biases()) sum += bias;
@@ -54,7 +56,11 @@ void check_spec(const DrawSpec& spec) {
     refuse_spec(std::to_string(spec.biases_size()) + " biases for " +
                 std::to_string(spec.bias_ids_size()) + " ids");
   }
+  for (const int32_t id : spec.bias_ids()) check_row(id, rows);
+  for (const int32_t id : spec.banned_ids()) check_row(id, rows);
 }
+
+namespace {
 
 using Candidate = Sampler::Candidate;
 
@@ -161,12 +167,10 @@ void Sampler::load(std::span<const float> logits) {
 
 void Sampler::adjust(const DrawSpec& spec, std::span<const int32_t> history) {
   for (int index = 0; index < spec.bias_ids_size(); ++index) {
-    check_row(spec.bias_ids(index), scores_.size());
     scores_[static_cast<size_t>(spec.bias_ids(index))] += spec.biases(index);
   }
   if (has_penalties(spec)) penalise(spec, history);
   for (const int32_t id : spec.banned_ids()) {
-    check_row(id, scores_.size());
     scores_[static_cast<size_t>(id)] = kNone;
   }
 }
@@ -267,7 +271,6 @@ void Sampler::keep(const DrawSpec& spec) {
   }
 }
 
-// The best tokens of the raw logits, with their logprobs and the drawn one's.
 void Sampler::report(std::span<const float> logits, int32_t count, SampledToken& result) {
   const double best = *std::max_element(logits.begin(), logits.end());
   double sum = 0;
@@ -291,7 +294,7 @@ void Sampler::report(std::span<const float> logits, int32_t count, SampledToken&
 std::span<const Sampler::Candidate> Sampler::candidates(std::span<const float> logits,
                                                         const DrawSpec& spec,
                                                         std::span<const int32_t> history) {
-  check_spec(spec);
+  check_draw(spec, logits.size());
   load(logits);
   adjust(spec, history);
   keep(spec);

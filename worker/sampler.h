@@ -37,6 +37,9 @@ class Sampler {
   void draw(std::span<const float> logits, const DrawSpec& spec, int32_t position,
             std::span<const int32_t> history, SampledToken& result);
 
+  // Fills logprobs as draw() does: of the `count` best, and of the token that the result has.
+  void report(std::span<const float> logits, int32_t count, SampledToken& result);
+
   // What is left to draw from, in the order of ids, until the next call; weights are in proportion
   // to probabilities. draw() is this and a choice.
   struct Candidate {
@@ -52,7 +55,6 @@ class Sampler {
   void penalise(const DrawSpec& spec, std::span<const int32_t> history);
   void keep(const DrawSpec& spec);
   void keep_nucleus(double top_p);
-  void report(std::span<const float> logits, int32_t count, SampledToken& result);
 
   int32_t logical_vocab_size_;
   // Scratch that keeps its capacity.
@@ -62,6 +64,10 @@ class Sampler {
   std::vector<Candidate> candidates_, heads_;
   std::vector<int32_t> order_;
 };
+
+// Throws kInvalidArgument for a spec that no service sends; draws rely on the rest. rows: of the
+// logits.
+void check_draw(const DrawSpec& spec, size_t rows);
 
 // Uniform in [0, 1), the same for the same arguments everywhere.
 double uniform_draw(uint64_t seed, int32_t position);

@@ -7,6 +7,7 @@
 #include "kernels/base/error.h"
 #include "topology/placement.h"
 #include "topology/shard.h"
+#include "worker/group_tags.h"
 #include "worker/model/config.h"
 
 namespace trireme {
@@ -88,59 +89,121 @@ void check_assignment(const Assign& assign) {
   }
 }
 
-Stage::Stage(const Assign& assign, Checkpoint& checkpoint, Backend& backend, Transport& transport,
-             const LoadListener& progress)
+std::unique_ptr<Backend> make_backend_of(const Assign& assign) {
+  const ShardSpec& shard =
+      assign.placement().replicas(assign.replica()).stages(assign.stage()).shards(assign.tp_rank());
+  BackendOptions options;
+  options.device = shard.device() == DEVICE_KIND_CUDA ? "cuda" : "cpu";
+  options.threads = assign.threads();
+  options.isa = assign.isa();
+  options.device_index = assign.device_index();
+  options.deterministic = assign.deterministic();
+  options.record_steps = !assign.enforce_eager();
+  return make_backend(options);
+}
+
+Stage::Stage(const Assign& assign, Checkpoint& checkpoint, Backend& backend, Transport& host,
+             Transport& tensors, const LoadListener& progress)
     : assign_(assign),
       backend_(backend),
-      weights_(load_with_node(assign_, checkpoint, backend, transport, progress)),
+      weights_(load_with_node(assign_, checkpoint, backend, host, progress)),
       batch_(backend, assign_.model(), assign_.placement()),
       sampler_(assign_.logical_vocab_size()),
+      device_sampler_(backend, assign_.logical_vocab_size()),
       histories_(assign_.placement().max_sequences()) {
   const Placement& placement = assign_.placement();
-  const ReplicaSpec& replica = placement.replicas(assign_.replica());
-  std::vector<int> all_ranks;
-  std::vector<int> group_ranks;
-  for (int index = 0; index < replica.stages_size(); ++index) {
-    if (index == assign_.stage() - 1) first_of_previous_ = static_cast<int>(all_ranks.size());
-    if (index == assign_.stage() + 1) first_of_next_ = static_cast<int>(all_ranks.size());
-    for (const ShardSpec& other : replica.stages(index).shards()) {
-      all_ranks.push_back(other.rank());
-      if (index == assign_.stage()) group_ranks.push_back(other.rank());
-    }
-  }
   for (const ShardSpec& other : spec().shards()) vocab_cols_.push_back(length(other.vocab()));
-  int tag = 0;  // the replicas before this one have those below
-  for (int index = 0; index < assign_.replica(); ++index) {
-    tag += 1 + placement.replicas(index).stages_size();
-  }
-  replica_ = transport.make_group(all_ranks, tag);
-  group_ = transport.make_group(group_ranks, tag + 1 + assign_.stage());
-  communication_bytes_ =
-      replica_->reserve(
-          replica_staging(assign_.model(), replica, assign_.stage(), assign_.tp_rank(), placement),
-          receiver()) +
-      group_->reserve(
-          group_staging(assign_.model(), replica, assign_.stage(), assign_.tp_rank(), placement),
-          -1);
+  join_groups(tensors);
 
   const ModelSpec& model = assign_.model();
-  const int64_t tokens = placement.max_batch_tokens();
-  const int64_t sequences = placement.max_sequences();
-  const int64_t hidden = model.hidden_size();
   kv_.emplace(backend, length(spec().layers()), kv_shape(model, shard(), placement));
   backend.reserve_workspace(heads_of_kv(model, shard()), model.head_dim());
   decoder_.emplace(model, spec(), shard(), weights_, placement, backend, *group_);
+  const int64_t values = int64_t{placement.max_batch_tokens()} * model.hidden_size();
+  residual_ = backend.allocate(static_cast<size_t>(values) * sizeof(float));
+  if (spec().has_head()) allocate_head();
+}
+
+void Stage::allocate_head() {
+  const ModelSpec& model = assign_.model();
+  const int64_t sequences = assign_.placement().max_sequences();
   const auto allocate = [&](int64_t rows, int64_t cols, DType type) {
-    return backend.allocate(static_cast<size_t>(rows * cols * element_size(type)));
+    return backend_.allocate(static_cast<size_t>(rows * cols * element_size(type)));
   };
-  residual_ = allocate(tokens, hidden, DType::kF32);
-  if (!spec().has_head()) return;
-  head_rows_ = allocate(sequences, hidden, DType::kF32);
-  head_normed_ = allocate(sequences, hidden, activation_dtype(head_dtype(model, placement)));
+  head_rows_ = allocate(sequences, model.hidden_size(), DType::kF32);
+  head_normed_ = allocate(sequences, model.hidden_size(),
+                          activation_dtype(head_dtype(model, assign_.placement())));
   head_local_ = allocate(sequences, length(shard().vocab()), DType::kF32);
   if (!reporter()) return;
   if (group_->size() > 1) head_ = allocate(sequences, model.vocab_size(), DType::kF32);
   host_logits_.resize(static_cast<size_t>(sequences) * static_cast<size_t>(model.vocab_size()));
+}
+
+void Stage::run_alike(int32_t sequences, int32_t tokens, int32_t end) {
+  MicroBatch batch;
+  for (int32_t s = 0; s < sequences && tokens > 0; ++s) {
+    SequenceChunk& chunk = *batch.add_chunks();
+    const int32_t some = std::min(end, std::max(1, tokens - (sequences - 1 - s)));
+    chunk.set_position(end - some);
+    for (int32_t i = 0; i < some; ++i) chunk.add_token_ids(0);
+    for (int32_t at = 0; at < end; at += assign_.placement().block_size()) chunk.add_block_table(0);
+    chunk.set_sample(true);
+    tokens -= some;
+  }
+  batch_.load(batch, end == 1 && replays());
+  compute({residual_.data(), DType::kF32, batch_.view().num_tokens, assign_.model().hidden_size()});
+  settle();
+  if (!reporter()) return;
+  std::vector<int32_t> drawn(static_cast<size_t>(batch_.num_samples()));
+  const std::vector<DrawRow> rows(drawn.size());
+  backend_.sample(drawn, logits_of(batch_.num_samples()), rows, {}, assign_.logical_vocab_size());
+}
+
+void Stage::warm_up() {
+  for (const ShardSpec& other : spec().shards()) {
+    if (other.device() != DEVICE_KIND_CUDA) return;
+  }
+  const Placement& placement = assign_.placement();
+  const int32_t sequences = std::min(placement.max_sequences(), placement.max_batch_tokens());
+  run_alike(sequences, placement.max_batch_tokens(), placement.context());
+  run_alike(sequences, sequences, placement.context());
+  for (int32_t size = 1; size <= sequences; size *= 2) {
+    // The first time is as it is, the second is recorded.
+    for (int time = 0; time < (replays() ? 2 : 1); ++time) run_alike(size, size, 1);
+  }
+  settle();
+  backend_.synchronize();
+}
+
+void Stage::join_groups(Transport& tensors) {
+  const Placement& placement = assign_.placement();
+  const ReplicaSpec& replica = placement.replicas(assign_.replica());
+  std::vector<int> ranks;
+  for (const ShardSpec& other : spec().shards()) ranks.push_back(other.rank());
+  group_ = tensors.make_group(ranks, stage_tag(placement, assign_.replica(), assign_.stage()));
+  communication_bytes_ = group_->reserve(
+      group_staging(assign_.model(), replica, assign_.stage(), assign_.tp_rank(), placement), -1);
+  // The edge that ends at `stage`, to a rank of the stage `other`.
+  const auto edge = [&](int stage, int other) -> std::unique_ptr<Communicator> {
+    const int index = assign_.tp_rank();
+    if (stage == 0 || stage == replica.stages_size() || index >= num_edges(replica, stage)) {
+      return nullptr;
+    }
+    const int pair[] = {replica.stages(stage - 1).shards(index).rank(),
+                        replica.stages(stage).shards(index).rank()};
+    auto made = tensors.make_group(pair, edge_tag(placement, assign_.replica(), stage, index));
+    communication_bytes_ += made->reserve(
+        edge_staging(assign_.model(), replica, assign_.stage(), index, placement, other), 1);
+    return made;
+  };
+  previous_ = edge(assign_.stage(), assign_.stage() - 1);
+  next_ = edge(assign_.stage() + 1, assign_.stage() + 1);
+}
+
+void Stage::settle() {
+  for (const auto* way : {&group_, &previous_, &next_}) {
+    if (*way != nullptr) (*way)->settle();
+  }
 }
 
 const StageSpec& Stage::spec() const {
@@ -171,56 +234,63 @@ void Stage::embed(Tensor x) {
   }
 }
 
-// Between stages of equal degree tp_rank j sends to tp_rank j; else the first sends to the first,
-// which tells its group.
 void Stage::receive(Tensor x) {
-  const ReplicaSpec& replica = assign_.placement().replicas(assign_.replica());
-  const int senders = replica.stages(assign_.stage() - 1).shards_size();
   begin(OPERATION_RECEIVE);
-  if (senders == group_->size()) {
-    replica_->recv(x, first_of_previous_ + assign_.tp_rank());
-    return;
-  }
-  if (assign_.tp_rank() == 0) replica_->recv(x, first_of_previous_);
+  if (previous_ != nullptr) previous_->recv(x, 0);
+  const ReplicaSpec& replica = assign_.placement().replicas(assign_.replica());
+  if (num_edges(replica, assign_.stage()) == group_->size()) return;
   begin(OPERATION_BROADCAST);
   group_->broadcast(x, 0);
 }
 
-int Stage::receiver() const {
-  const ReplicaSpec& replica = assign_.placement().replicas(assign_.replica());
-  if (spec().has_head()) return -1;
-  const int receivers = replica.stages(assign_.stage() + 1).shards_size();
-  if (receivers == spec().shards_size()) return first_of_next_ + assign_.tp_rank();
-  return assign_.tp_rank() == 0 ? first_of_next_ : -1;
-}
-
 void Stage::hand_on(Tensor x) {
   begin(OPERATION_SEND);
-  if (receiver() >= 0) replica_->send(x, receiver());
+  if (next_ != nullptr) next_->send(x, 1);
 }
 
 MicroBatchResult Stage::run(const MicroBatch& batch) {
   MicroBatchResult result;
   result.set_id(batch.id());
-  batch_.load(batch);
+  batch_.load(batch, replays());
   const Tensor x(residual_.data(), DType::kF32, batch_.view().num_tokens,
                  assign_.model().hidden_size());
-  if (spec().has_embedding()) {
-    embed(x);
+  const Tensor of_batch = x.row_range(0, batch_.num_tokens());
+  if (!spec().has_embedding()) receive(of_batch);
+  if (observer_ && spec().has_head()) {
+    forward(x);
+    report_all(batch, x);
+    logits(x, batch_.sample_rows(), batch_.num_sample_rows());
   } else {
-    receive(x);
+    compute(x);
   }
-  decoder_->forward(x, batch_.view(), *kv_);
-  if (!spec().has_head()) {
-    hand_on(x);
-    return result;
+  if (spec().has_head()) {
+    sample(batch, result);
+  } else {
+    hand_on(of_batch);
   }
-  if (observer_) report_all(batch, x);
-  sample(batch, x, result);
+  settle();
   return result;
 }
 
-const float* Stage::logits(Tensor x, const int32_t* rows, int64_t count) {
+bool Stage::replays() const { return backend_.can_replay() && group_->size() == 1 && !observer_; }
+
+void Stage::compute(Tensor x) {
+  const auto operations = [&] {
+    forward(x);
+    if (spec().has_head()) logits(x, batch_.sample_rows(), batch_.num_sample_rows());
+  };
+  if (batch_.key() == 0) return operations();
+  begin(OPERATION_ATTENTION);
+  backend_.replay(batch_.key(), operations);
+}
+
+void Stage::forward(Tensor x) {
+  if (spec().has_embedding()) embed(x);
+  decoder_->forward(x, batch_.view(), *kv_);
+}
+
+void Stage::logits(Tensor x, const int32_t* rows, int64_t count) {
+  if (count == 0) return;
   const ModelSpec& model = assign_.model();
   const Weight& head = model.tied_embeddings() ? weights_.embedding : weights_.head;
   const Tensor gathered(head_rows_.data(), DType::kF32, count, x.cols);
@@ -234,27 +304,32 @@ const float* Stage::logits(Tensor x, const int32_t* rows, int64_t count) {
   if (model.logit_softcap() > 0) {
     backend_.soft_cap(local, static_cast<float>(model.logit_softcap()));
   }
-  const void* all = local.data;
-  if (group_->size() > 1) {
-    const Tensor joined(head_.data(), DType::kF32, count, model.vocab_size());
-    begin(OPERATION_GATHER);
-    group_->gather_columns(joined, local, vocab_cols_, 0);
-    all = joined.data;
-  }
-  if (!reporter()) return nullptr;
-  backend_.download(host_logits_.data(), all,
-                    static_cast<size_t>(count * model.vocab_size()) * sizeof(float));
+  if (group_->size() == 1) return;
+  begin(OPERATION_GATHER);
+  group_->gather_columns(logits_of(count), local, vocab_cols_, 0);
+}
+
+Tensor Stage::logits_of(int64_t count) const {
+  const Buffer& all = group_->size() == 1 ? head_local_ : head_;
+  return {all.data(), DType::kF32, count, assign_.model().vocab_size()};
+}
+
+const float* Stage::download_logits(Tensor logits) {
+  settle();
+  backend_.download(host_logits_.data(), logits.data,
+                    static_cast<size_t>(logits.rows * logits.cols) * sizeof(float));
   backend_.synchronize();
   return host_logits_.data();
 }
 
-void Stage::sample(const MicroBatch& batch, Tensor x, MicroBatchResult& result) {
-  if (reporter()) histories_.follow(batch);
-  const auto count = static_cast<int64_t>(batch_.host_sample_rows().size());
-  if (count == 0) return;
-  const float* row = logits(x, batch_.sample_rows(), count);
-  if (row == nullptr) return;
+void Stage::sample(const MicroBatch& batch, MicroBatchResult& result) {
+  if (!reporter()) return;
+  histories_.follow(batch);
+  if (batch_.num_samples() == 0) return;
+  const Tensor all = logits_of(batch_.num_samples());
   begin(OPERATION_SAMPLE);
+  if (sample_on_device(batch, all, result)) return;
+  const float* row = download_logits(all);
   const auto vocab = static_cast<size_t>(assign_.model().vocab_size());
   for (const SequenceChunk& chunk : batch.chunks()) {
     if (!chunk.sample()) continue;
@@ -264,6 +339,30 @@ void Stage::sample(const MicroBatch& batch, Tensor x, MicroBatchResult& result) 
                   histories_.of(chunk.sequence()), token);
     row += vocab;
   }
+}
+
+bool Stage::sample_on_device(const MicroBatch& batch, Tensor logits, MicroBatchResult& result) {
+  if (backend_.in_host_memory()) return false;
+  for (const SequenceChunk& chunk : batch.chunks()) {
+    if (!chunk.sample()) continue;
+    device_sampler_.add(chunk.draw(), logits.cols, chunk.position() + chunk.token_ids_size(),
+                        histories_.of(chunk.sequence()));
+  }
+  settle();
+  const std::span<const int32_t> ids = device_sampler_.draw_all(logits);
+  if (ids.empty()) return false;
+  size_t next = 0;
+  for (const SequenceChunk& chunk : batch.chunks()) {
+    if (!chunk.sample()) continue;
+    SampledToken& token = *result.add_tokens();
+    token.set_sequence(chunk.sequence());
+    token.set_token(ids[next]);
+    const Tensor row = logits.row_range(static_cast<int64_t>(next++), 1);
+    if (chunk.draw().logprobs() == 0) continue;
+    sampler_.report({download_logits(row), static_cast<size_t>(row.cols)}, chunk.draw().logprobs(),
+                    token);
+  }
+  return true;
 }
 
 void Stage::report_all(const MicroBatch& batch, Tensor x) {
@@ -284,7 +383,8 @@ void Stage::report_all(const MicroBatch& batch, Tensor x) {
   const int64_t most = assign_.placement().max_sequences();
   for (int64_t first = 0; first < x.rows; first += most) {
     const int64_t count = std::min(most, x.rows - first);
-    const float* row = logits(x, static_cast<const int32_t*>(device_rows_.data()) + first, count);
+    logits(x, static_cast<const int32_t*>(device_rows_.data()) + first, count);
+    const float* row = reporter() ? download_logits(logits_of(count)) : nullptr;
     for (int64_t index = 0; row != nullptr && index < count; ++index, row += vocab) {
       const auto& [sequence, position] = owners[static_cast<size_t>(first + index)];
       observer_(sequence, position, {row, vocab});

@@ -17,6 +17,7 @@
 #include "proto/micro_batch.pb.h"
 #include "worker/batch_tensors.h"
 #include "worker/comm/communicator.h"
+#include "worker/device_sampler.h"
 #include "worker/history.h"
 #include "worker/kv_cache.h"
 #include "worker/model/checkpoint.h"
@@ -31,12 +32,23 @@ namespace trireme {
 // else here and in the worker trusts them after that.
 void check_assignment(const Assign& assign);
 
+// The device of this rank as the assignment has it. Throws kFailedPrecondition where it is not
+// there. REQUIRES: check_assignment(assign) returned.
+std::unique_ptr<Backend> make_backend_of(const Assign& assign);
+
 class Stage {
  public:
   // Joins the stage's groups and loads its weights; progress as in load_with_node.
   // REQUIRES: check_assignment(assign) returned.
-  Stage(const Assign& assign, Checkpoint& checkpoint, Backend& backend, Transport& transport,
-        const LoadListener& progress);
+  // host: among ranks' host memory, for what is read together; tensors: among devices.
+  Stage(const Assign& assign, Checkpoint& checkpoint, Backend& backend, Transport& host,
+        Transport& tensors, const LoadListener& progress);
+
+  // Runs the largest micro-batches where all ranks of the stage are GPUs, which all must call it: a
+  // GPU's scratch grows in them, and its libraries choose and load code, so that no step of a
+  // request fails or waits for that. Then steps of decode of several sizes, so that short contexts
+  // find them recorded. Before the first run().
+  void warm_up();
 
   // Runs a micro-batch. Tokens come back on the reporter only: the first rank of the last stage.
   MicroBatchResult run(const MicroBatch& batch);
@@ -57,29 +69,39 @@ class Stage {
  private:
   const StageSpec& spec() const;
   const ShardSpec& shard() const;
+  void join_groups(Transport& tensors);
+  void allocate_head();
+  // Before the device is waited for.
+  void settle();
   void embed(Tensor x);
   void receive(Tensor x);
-  int receiver() const;  // of this rank's activations, in replica_; -1: nobody
   void hand_on(Tensor x);
-  // Logits of rows [first, first + count) of `rows`: on the reporter [count, vocab] fp32, else
-  // null.
-  const float* logits(Tensor x, const int32_t* rows, int64_t count);
-  void sample(const MicroBatch& batch, Tensor x, MicroBatchResult& result);
+  void forward(Tensor x);
+  // Of steps that come again the device may keep a recording.
+  bool replays() const;
+  // forward() and logits() of the loaded batch.
+  void compute(Tensor x);
+  // Of the warm-up: sequences that together have so many tokens and end at `end`.
+  void run_alike(int32_t sequences, int32_t tokens, int32_t end);
+  // Makes the logits of the first `count` of `rows`, which logits_of(count) then has on the
+  // reporter: [count, vocab] fp32 on the device.
+  void logits(Tensor x, const int32_t* rows, int64_t count);
+  Tensor logits_of(int64_t count) const;
+  const float* download_logits(Tensor logits);
+  void sample(const MicroBatch& batch, MicroBatchResult& result);
+  bool sample_on_device(const MicroBatch& batch, Tensor logits, MicroBatchResult& result);
   void report_all(const MicroBatch& batch, Tensor x);
 
   // Tells the rank's heartbeats.
-  void begin(Operation operation) { replica_->progress().begin(operation); }
+  void begin(Operation operation) { group_->progress().begin(operation); }
 
   const Assign assign_;
   Backend& backend_;
   Weights weights_;
-  std::unique_ptr<Communicator> group_;    // this stage's ranks, by tp_rank
-  std::unique_ptr<Communicator> replica_;  // all ranks of the replica, stage by stage
-  int first_of_previous_ = 0;              // index in replica_ of the neighbours' first ranks
-  int first_of_next_ = 0;
   uint64_t communication_bytes_ = 0;
   BatchTensors batch_;
   Sampler sampler_;
+  DeviceSampler device_sampler_;
   Histories histories_;  // on the reporter
   std::optional<KvCache> kv_;
   std::optional<Decoder> decoder_;
@@ -91,6 +113,11 @@ class Stage {
   std::vector<float> host_logits_;
   std::vector<int32_t> every_row_;
   Buffer device_rows_;
+
+  // These go first: memory of a GPU that still waits for a peer is not freed before the wait ends.
+  std::unique_ptr<Communicator> group_;  // this stage's ranks, by tp_rank
+  // Edges: of two ranks, the earlier stage's first; null where this rank has none.
+  std::unique_ptr<Communicator> previous_, next_;
 };
 
 }  // namespace trireme

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <chrono>
+#include <string>
+#include <thread>
 
 #include "kernels/base/log.h"
 #include "worker/measure_speeds.h"
@@ -25,7 +27,13 @@ int Worker::run() {
     *hello.mutable_hello() = hello_;
     channel_.send(hello);
     for (;;) {
-      const std::optional<ToWorker> message = channel_.receive(std::chrono::milliseconds(1000));
+      std::optional<ToWorker> message;
+      if (later_.empty()) {
+        message = channel_.receive(std::chrono::milliseconds(1000));
+      } else {
+        message = std::move(later_.front());
+        later_.pop_front();
+      }
       if (message && !handle(*message)) return 0;
     }
   } catch (const Error& error) {
@@ -76,12 +84,16 @@ bool Worker::handle(const ToWorker& message) {
           channel_.send(reply);
         }
       } catch (const Error& error) {
-        if (error.code() != Code::kCancelled) throw;
+        if (error.code() != Code::kCancelled && !abandoned_after(error)) throw;
       }
+      return true;
+    case ToWorker::kGroupKey:
+      keys_[message.group_key().tag()] = message.group_key().key();
       return true;
     case ToWorker::kAbandon:
       // The stage's groups hold a dead rank: the stage goes; a new assignment makes the next one.
       stage_.reset();
+      keys_.clear();
       channel_.cancellation().reset();
       channel_.progress()->drop_batch();
       return true;
@@ -92,20 +104,42 @@ bool Worker::handle(const ToWorker& message) {
               "cannot understand the coordinator's message: its kind is not known to this build");
 }
 
+// NCCL may find that a peer has died before its Abandon comes.
+bool Worker::abandoned_after(const Error& error) {
+  constexpr std::chrono::milliseconds kSoon{500};  // a death is told within 50 ms
+  if (error.code() != Code::kUnavailable) return false;
+  const auto deadline = std::chrono::steady_clock::now() + kSoon;
+  while (!channel_.cancellation().cancelled()) {
+    if (std::chrono::steady_clock::now() > deadline) return false;
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  log_warn("abandons its micro-batch: " + std::string(error.what()));
+  return true;
+}
+
 void Worker::load(const Assign& assign) {
   const auto start = std::chrono::steady_clock::now();
   check_assignment(assign);
   channel_.progress()->begin(OPERATION_LOAD);
   stage_.reset();
-  backend_ = make_backend({.device = "cpu", .threads = assign.threads(), .isa = assign.isa()});
+  backend_ = make_backend_of(assign);
   const std::unique_ptr<Checkpoint> checkpoint = Checkpoint::open(model_path_);
-  stage_.emplace(assign, *checkpoint, *backend_, transport_, [&](const LoadProgress& progress) {
+  DeviceTransportOptions options;
+  options.rank = hello_.info().rank();
+  options.nccl_ranks = {assign.nccl_ranks().begin(), assign.nccl_ranks().end()};
+  options.keys = this;
+  options.cancellation = &channel_.cancellation();
+  options.progress = channel_.progress();
+  const auto tensors = make_device_transport(transport_, *backend_, options);
+  const auto tell = [&](const LoadProgress& progress) {
     channel_.cancellation().throw_if_cancelled();
     channel_.progress()->step();
     FromWorker message;
     *message.mutable_progress() = progress;
     channel_.send(message);
-  });
+  };
+  stage_.emplace(assign, *checkpoint, *backend_, transport_, *tensors, tell);
+  stage_->warm_up();
   send_digests(stage_->take_digests());
 
   channel_.progress()->begin(OPERATION_IDLE);
@@ -119,6 +153,31 @@ void Worker::load(const Assign& assign) {
   ready.set_node_bytes(stage_->node_bytes());
   ready.set_load_s(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
   channel_.send(message);
+}
+
+void Worker::give(int tag, const std::string& key, std::span<const int> ranks) {
+  FromWorker message;
+  GroupKey& group = *message.mutable_group_key();
+  group.set_tag(tag);
+  group.set_key(key);
+  for (const int rank : ranks) group.add_ranks(rank);
+  channel_.send(message);
+}
+
+std::string Worker::take(int tag) {
+  while (!keys_.contains(tag)) {
+    channel_.cancellation().throw_if_cancelled();
+    const std::optional<ToWorker> message = channel_.receive(std::chrono::milliseconds(50));
+    if (!message) continue;
+    if (message->has_group_key()) {
+      keys_[message->group_key().tag()] = message->group_key().key();
+    } else {
+      const bool last = message->has_shutdown();
+      later_.push_back(*message);
+      if (last) throw Error(Code::kCancelled, "the service ends while it loads");
+    }
+  }
+  return std::move(keys_.extract(tag).mapped());
 }
 
 // A message has room for all tensors of a large model, but not for what a hostile file may name.

@@ -2,7 +2,9 @@
 // A rank's loop: message in, run, result out.
 #pragma once
 
+#include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -10,12 +12,13 @@
 #include "proto/micro_batch.pb.h"
 #include "worker/comm/channel.h"
 #include "worker/comm/communicator.h"
+#include "worker/comm/device_transport.h"
 #include "worker/measure.h"
 #include "worker/stage.h"
 
 namespace trireme {
 
-class Worker {
+class Worker : private KeyExchange {
  public:
   // hello: what this rank says of itself; model_path: where its node has the model. The channel and
   // the transport must outlive the worker.
@@ -28,9 +31,15 @@ class Worker {
   int run();
 
  private:
+  // By way of the coordinator.
+  void give(int tag, const std::string& key, std::span<const int> ranks) override;
+  std::string take(int tag) override;
+
   // Handles one message; false after Shutdown.
   bool handle(const ToWorker& message);
   void load(const Assign& assign);
+  // Whether the replica's Abandon follows a micro-batch's error soon.
+  bool abandoned_after(const Error& error);
   void send_digests(const TensorDigests& digests);
   void report_failure(Code code, const std::string& what);
 
@@ -39,6 +48,8 @@ class Worker {
   WorkerChannel& channel_;
   Transport& transport_;
   LinkProbe links_;
+  std::map<int, std::string> keys_;  // that came, by tag
+  std::deque<ToWorker> later_;       // messages that came while a key was waited for
   std::unique_ptr<Backend> backend_;
   std::optional<Stage> stage_;
 };

@@ -122,6 +122,7 @@ class CpuBackend final : public Backend {
     check_fp32(v, k.rows, cols);
     const int64_t size = element_size(kv.dtype);
     for_rows(k.rows, 2 * cols, [&](int64_t t) {
+      if (slots[t] == -1) return;
       const int64_t block = slots[t] / kv.block_size;
       const int64_t offset = slots[t] % kv.block_size;
       CHECK(slots[t] >= 0 && block < kv.num_blocks, "slot " + std::to_string(slots[t]));

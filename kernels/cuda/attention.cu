@@ -20,6 +20,7 @@ constexpr int kChannelsOfLane = 16;  // head_dim is at most 32 times this
 template <typename E>
 __global__ void __launch_bounds__(kWarps* kWarp)
     plain_kernel(AttentionView view, int32_t sequences) {
+  begin();
   const auto token = static_cast<int32_t>(blockIdx.x);
   const auto head = static_cast<int32_t>(blockIdx.y);
   int32_t sequence = 0;  // the one that owns the token
@@ -76,18 +77,12 @@ __global__ void __launch_bounds__(kWarps* kWarp)
   }
 }
 
-int32_t num_splits(const BatchView& batch, int32_t prefix) {
-  return std::max(1, (prefix + batch.max_context + kSplitPositions - 1) / kSplitPositions);
-}
-
 }  // namespace
 
 int64_t attention_scratch_bytes(const BatchView& batch, int32_t prefix, int64_t num_heads,
                                 int32_t head_dim) {
-  const int32_t splits = num_splits(batch, prefix);
-  if (splits == 1) return 0;
-  return int64_t{batch.num_sequences} * num_heads * splits * (head_dim + 2) *
-         static_cast<int64_t>(sizeof(float));
+  return cuda_attention_scratch_bytes(batch.num_sequences, num_heads,
+                                      int64_t{prefix} + batch.max_context, head_dim);
 }
 
 void attention(cudaStream_t stream, const AttentionArguments& arguments) {
@@ -95,6 +90,8 @@ void attention(cudaStream_t stream, const AttentionArguments& arguments) {
   const BatchView& batch = arguments.batch;
   const Tensor& q = arguments.q;
   const auto num_heads = static_cast<int32_t>(q.cols / kv.head_dim);
+  const auto splits =
+      static_cast<int32_t>(context_splits(int64_t{kv.prefix_length} + batch.max_context));
   const AttentionView view = {arguments.y.data,
                               arguments.y.dtype == DType::kBF16,
                               arguments.y.stride,
@@ -116,7 +113,7 @@ void attention(cudaStream_t stream, const AttentionArguments& arguments) {
                               batch.block_tables,
                               batch.max_blocks,
                               arguments.partial,
-                              num_splits(batch, kv.prefix_length)};
+                              splits};
   if (q.rows == 0 || num_heads == 0) return;
   if (flash_attention(stream, view, kv, batch)) return;
   const dim3 grid(static_cast<unsigned>(q.rows), static_cast<unsigned>(num_heads));

@@ -14,6 +14,7 @@
 #include "kernels/base/check.h"
 #include "kernels/base/error.h"
 #include "kernels/cuda/cuda_check.h"
+#include "kernels/sizes.h"
 
 namespace trireme::cuda {
 namespace {
@@ -92,7 +93,7 @@ cudaDataType_t data_type(DType dtype) {
     case DType::kF32: return CUDA_R_32F;
     case DType::kBF16: return CUDA_R_16BF;
     case DType::kF16: return CUDA_R_16F;
-    case DType::kI32: break;
+    default: break;
   }
   throw Error(Code::kInternal, std::string("cannot multiply ") + dtype_name(dtype));
 }
@@ -133,7 +134,7 @@ using Key = std::tuple<DType, bool, int64_t, int64_t, int64_t, int64_t, int64_t>
 struct Cublas::State {
   explicit State(bool deterministic_in) : deterministic(deterministic_in) {
     check(library().create(&handle), "start");
-    cuda_check(cudaMalloc(&workspace, kWorkspaceBytes), "allocate cuBLASLt's workspace");
+    cuda_check(cudaMalloc(&workspace, kCublasWorkspaceBytes), "allocate cuBLASLt's workspace");
   }
   ~State() {
     plans.clear();
@@ -171,7 +172,7 @@ struct Cublas::State {
     const auto prefer = [&](cublasLtMatmulPreferenceAttributes_t name, auto value) {
       check(library().preference_set(made, name, &value, sizeof(value)), "choose an algorithm");
     };
-    prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, uint64_t{kWorkspaceBytes});
+    prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, uint64_t{kCublasWorkspaceBytes});
     // It would suppose 256 bytes, which a part of a larger tensor does not have.
     for (const auto operand :
          {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
@@ -219,10 +220,11 @@ void Cublas::multiply(cudaStream_t stream, const Product& product) {
   const auto y = layout(DType::kF32, product.n, product.x.rows, product.y.stride);
   const float one = 1;
   const float zero = 0;
-  check(library().matmul(state_->handle, plan.operation.get(), &one, product.w, w.get(),
-                         product.x.data, x.get(), &zero, product.y.data, y.get(), product.y.data,
-                         y.get(), &plan.algorithm, state_->workspace, kWorkspaceBytes, stream),
-        "multiply");
+  check(
+      library().matmul(state_->handle, plan.operation.get(), &one, product.w, w.get(),
+                       product.x.data, x.get(), &zero, product.y.data, y.get(), product.y.data,
+                       y.get(), &plan.algorithm, state_->workspace, kCublasWorkspaceBytes, stream),
+      "multiply");
 }
 
 }  // namespace trireme::cuda

@@ -34,8 +34,6 @@ class Cublas {
   // inputs are not rounded to TF32. Throws kInternal.
   void multiply(cudaStream_t stream, const Product& product);
 
-  static constexpr size_t kWorkspaceBytes = 32u << 20;
-
  private:
   struct State;
   std::unique_ptr<State> state_;

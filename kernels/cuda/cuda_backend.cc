@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Checks the shapes and queues the kernels on one stream. Weights are row-major [N, K] with rows of
-// a multiple of kWeightRowBytes, so that every row is aligned for tensor cores.
+// a multiple of kWeightRowBytes, so that every row is aligned for tensor cores; those of int8 and
+// int4 are as quantised.cuh says.
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
@@ -16,6 +17,7 @@
 #include "kernels/cuda/cuda_device.h"
 #include "kernels/cuda/cuda_stream.h"
 #include "kernels/cuda/kernels.h"
+#include "kernels/cuda/recordings.h"
 #include "kernels/cuda/weight_staging.h"
 #include "kernels/sizes.h"
 
@@ -45,23 +47,29 @@ class Scratch {
     cuda_check(cudaMalloc(&data, bytes), "allocate the GPU's scratch memory");
     outgrown_.push_back(std::move(buffer_));
     buffer_ = Buffer(data, bytes, free_device);
+    ++moves_;
     return data;
   }
+  size_t bytes() const { return buffer_.bytes(); }
+  // How often what it gave before became another's.
+  uint64_t moves() const { return moves_; }
   // REQUIRES: the stream is idle.
   void free_outgrown() { outgrown_.clear(); }
 
  private:
   Buffer buffer_;
   std::vector<Buffer> outgrown_;
+  uint64_t moves_ = 0;
 };
 
 class CudaBackend final : public Backend {
  public:
-  CudaBackend(const CudaDevice& device, int index, bool deterministic)
-      : name_("cuda " + std::to_string(index) + ", " + device.name),
-        deterministic_(deterministic),
-        stream_(make_stream(index)),
-        cublas_(deterministic) {
+  CudaBackend(const CudaDevice& device, const BackendOptions& options)
+      : name_("cuda " + std::to_string(options.device_index) + ", " + device.name),
+        deterministic_(options.deterministic),
+        record_steps_(options.record_steps),
+        stream_(make_stream(options.device_index)),
+        cublas_(options.deterministic) {
     void* data = nullptr;
     cuda_check(cudaMallocHost(&data, kPinnedBytes), "allocate pinned memory");
     pinned_ = Buffer(data, kPinnedBytes, free_host);
@@ -75,6 +83,11 @@ class CudaBackend final : public Backend {
   std::string name() const override { return name_; }
   bool in_host_memory() const override { return false; }
   cudaStream_t stream() const { return stream_; }
+
+  size_t workspace_bytes() const override {
+    return static_cast<size_t>(kCublasWorkspaceBytes) + input_.bytes() + output_.bytes() +
+           partial_.bytes() + draws_.bytes() + unpacked_.bytes() + counters_.bytes();
+  }
 
   Buffer allocate(size_t bytes) override {
     if (bytes == 0) return {};
@@ -97,7 +110,7 @@ class CudaBackend final : public Backend {
       }
       auto* copy = static_cast<std::byte*>(pinned_.data()) + pinned_used_;
       std::memcpy(copy, host, bytes);
-      pinned_used_ += static_cast<size_t>(round_up(static_cast<int64_t>(bytes), kAlignment));
+      pinned_used_ += padded(bytes);
       from = copy;
     }
     cuda_check(cudaMemcpyAsync(device, from, bytes, cudaMemcpyHostToDevice, stream_),
@@ -107,23 +120,55 @@ class CudaBackend final : public Backend {
 
   void download(void* host, const void* device, size_t bytes) override {
     if (bytes == 0) return;
-    cuda_check(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream_),
+    // What waits for its turn in pinned memory has left when this has come.
+    void* const to = bytes <= kPinnedBytes / 2 && pinned_used_ <= kPinnedBytes / 2
+                         ? static_cast<std::byte*>(pinned_.data()) + kPinnedBytes / 2
+                         : host;
+    cuda_check(cudaMemcpyAsync(to, device, bytes, cudaMemcpyDeviceToHost, stream_),
                "copy from the GPU");
     synchronize();
+    if (to != host) std::memcpy(host, to, bytes);
   }
 
   void synchronize() override {
     cuda_check(cudaStreamSynchronize(stream_), "wait for the GPU");
     pinned_used_ = 0;
-    for (Scratch* scratch : {&input_, &output_, &partial_}) scratch->free_outgrown();
+    for (Scratch* scratch : {&input_, &output_, &partial_, &draws_, &unpacked_})
+      scratch->free_outgrown();
+  }
+
+  bool can_replay() const override { return record_steps_; }
+
+  void replay(uint64_t key, const std::function<void()>& operations) override {
+    recordings_.replay(stream_, key,
+                       input_.moves() + output_.moves() + partial_.moves() + unpacked_.moves(),
+                       operations);
   }
 
   Weight make_weight(DType dtype, int64_t n, int64_t k) override {
-    CHECK(dtype != DType::kI32 && n >= 0 && k >= 0, dtype_name(dtype));
+    CHECK(dtype != DType::kI32 && !is_quantised(dtype) && n >= 0 && k >= 0, dtype_name(dtype));
     return {allocate(static_cast<size_t>(cuda_weight_bytes(dtype, n, k))), dtype, n, k};
   }
 
+  Weight make_quantised(DType dtype, int64_t n, int64_t k, int64_t first, int64_t total) override {
+    CHECK(is_quantised(dtype) && n >= 0 && k >= 0 && first >= 0 && first <= total - k &&
+              n < INT32_MAX && total < INT32_MAX,
+          dtype_name(dtype));
+    const auto get = [](Scratch& scratch, int64_t bytes) {
+      scratch.get(static_cast<size_t>(bytes));
+    };
+    const int64_t lead = first % kQuantGroup;
+    get(unpacked_, quantised_unpacked_bytes(n, k));
+    get(partial_, quantised_partial_bytes(n, k, lead));
+    get(input_, quantised_input_bytes(k, lead));
+    if (counters_.bytes() == 0) counters_ = allocate(kCounterBytes);
+    const auto bytes = static_cast<size_t>(quantised_weight_bytes(dtype, n, k, first));
+    const int64_t tail = std::min(round_up(first + k, kQuantGroup), total) - (first + k);
+    return {allocate(bytes), dtype, n, k, lead, tail};
+  }
+
   void pack_rows(Weight& w, int64_t row, Tensor rows) override {
+    if (is_quantised(w.dtype)) return quantise_rows(w, row, rows);
     check_tensor(rows, rows.dtype == w.dtype, rows.rows, w.k);
     CHECK(row >= 0 && rows.rows >= 0 && row <= w.n - rows.rows, "rows beyond the weight");
     if (rows.rows == 0 || w.k == 0) return;
@@ -134,6 +179,7 @@ class CudaBackend final : public Backend {
 
   void embed(Tensor y, const int32_t* ids, const Weight& table, int32_t first_row) override {
     check_fp32(y, y.rows, table.k);
+    CHECK(!is_quantised(table.dtype), dtype_name(table.dtype));
     cuda::embed(stream_, y, ids, table, stride(table), first_row);
     check_launch("embed");
   }
@@ -156,11 +202,12 @@ class CudaBackend final : public Backend {
     check_tensor(x, x.dtype == activation_dtype(w.dtype), x.rows, w.k);
     if (y.rows == 0 || y.cols == 0) return;
     if (w.k == 0) return matmul_of_nothing(y, bias);
-    if (x.dtype != w.dtype || !aligned(x)) x = converted(x, w);
+    if (is_quantised(w.dtype)) return matmul_quantised(y, x, w, bias);
+    if (x.dtype != w.dtype || !aligned(x)) x = converted(x, w.dtype, stride(w));
     if (!deterministic_ && cuda::matvec(stream_, y, x, w, stride(w), bias)) {
       return check_launch("matvec");
     }
-    multiply(y, x, w, bias);
+    multiply(y, x, w.storage.data(), stride(w), bias);
   }
 
   void rope(Tensor x, int32_t num_heads, const int32_t* positions,
@@ -230,14 +277,48 @@ class CudaBackend final : public Backend {
     check_launch("gather_rows");
   }
 
+  bool sample(std::span<int32_t> drawn, Tensor logits, std::span<const DrawRow> rows,
+              std::span<const ScoreChange> changes, int32_t logical_vocab_size) override {
+    const auto count = static_cast<int64_t>(rows.size());
+    check_fp32(logits, count, logits.cols);
+    CHECK(drawn.size() == rows.size() && logical_vocab_size <= logits.cols, shape(logits));
+    if (rows.empty()) return true;
+    if (static_cast<int64_t>(changes.size()) > kChangesOfDraw) return false;
+    const size_t row_bytes = padded(rows.size_bytes());
+    const size_t change_bytes = static_cast<size_t>(kChangesOfDraw) * sizeof(ScoreChange);
+    auto* at = static_cast<std::byte*>(
+        draws_.get(static_cast<size_t>(cuda_draw_scratch_bytes(count, logits.cols))));
+    auto* const ids = reinterpret_cast<int32_t*>(at + row_bytes + change_bytes);
+    upload(at, rows.data(), rows.size_bytes());
+    upload(at + row_bytes, changes.data(), changes.size_bytes());
+    // Not all at once, so that the scratch stays small.
+    for (int64_t first = 0; first < count; first += kRowsOfDraw) {
+      const int64_t some = std::min(kRowsOfDraw, count - first);
+      cuda::sample(stream_,
+                   {logits.row_range(first, some), logical_vocab_size,
+                    reinterpret_cast<const DrawRow*>(at) + first,
+                    reinterpret_cast<const ScoreChange*>(at + row_bytes),
+                    at + row_bytes + change_bytes + padded(drawn.size_bytes()), ids + first});
+    }
+    check_launch("sample");
+    download(drawn.data(), ids, drawn.size_bytes());
+    return true;
+  }
+
  private:
   static constexpr size_t kPinnedBytes = 8u << 20;
+  static constexpr size_t kCounterBytes = static_cast<size_t>(kQuantisedCounterBytes);
 
   static cudaStream_t make_stream(int index) {
     cuda_check(cudaSetDevice(index), "use the GPU");
     cudaStream_t stream = nullptr;
     cuda_check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "make a CUDA stream");
     return stream;
+  }
+
+  static_assert(sizeof(DrawRow) == kDrawRowBytes && sizeof(ScoreChange) == kScoreChangeBytes);
+  static size_t padded(size_t bytes) {
+    return static_cast<size_t>(round_up(static_cast<int64_t>(bytes), kAlignment));
   }
 
   static void check_launch(const char* operation) {
@@ -263,17 +344,73 @@ class CudaBackend final : public Backend {
     return cuda_weight_row_bytes(w.dtype, w.k) / element_size(w.dtype);
   }
 
-  // x in w's type, with w's padding, where the tensor cores can read it.
-  Tensor converted(const Tensor& x, const Weight& w) {
-    const int64_t cols = stride(w);
-    const auto bytes = static_cast<size_t>(x.rows * cols * element_size(w.dtype));
-    Tensor copy(input_.get(bytes), w.dtype, x.rows, cols);
+  // x in a weight's type, with its padding, where the tensor cores can read it.
+  Tensor converted(const Tensor& x, DType dtype, int64_t cols) {
+    const auto bytes = static_cast<size_t>(x.rows * cols * element_size(dtype));
+    Tensor copy(input_.get(bytes), dtype, x.rows, cols);
     cuda::convert(stream_, copy, x);
     copy.cols = x.cols;
     return copy;
   }
 
-  void multiply(Tensor y, const Tensor& x, const Weight& w, const float* bias) {
+  // The rows go to the device as they are and become integers there.
+  void quantise_rows(const Weight& w, int64_t row, const Tensor& rows) {
+    check_tensor(
+        rows, rows.dtype == DType::kF32 || rows.dtype == DType::kBF16 || rows.dtype == DType::kF16,
+        rows.rows, w.lead + w.k + w.tail);
+    CHECK(row >= 0 && rows.rows >= 0 && row <= w.n - rows.rows, "rows beyond the weight");
+    if (w.k == 0) return;
+    const int64_t pitch = cuda_weight_row_bytes(rows.dtype, rows.cols);
+    const int64_t at_once = static_cast<int64_t>(unpacked_.bytes()) / pitch;
+    for (int64_t first = 0; first < rows.rows; first += at_once) {
+      const Tensor some = rows.row_range(first, std::min(at_once, rows.rows - first));
+      auto* const to = static_cast<std::byte*>(unpacked_.get(static_cast<size_t>(pitch)));
+      Tensor sent(to, some.dtype, some.rows, some.cols);
+      sent.stride = pitch / element_size(some.dtype);
+      weights_.send(stream_, to, static_cast<size_t>(pitch), some);
+      cuda::quantise(stream_, w, row + first, sent);
+      check_launch("quantise");
+    }
+    // A product may read its weight while the kernel before it ends, but not while this is cleared.
+    cuda_check(cudaMemsetAsync(counters_.data(), 0, kCounterBytes, stream_), "clear counters");
+  }
+
+  void matmul_quantised(Tensor y, Tensor x, const Weight& w, const float* bias) {
+    if (deterministic_ || x.rows > kQuantisedTokens) return multiply_unpacked(y, x, w, bias);
+    const bool whole = quantised_input_bytes(w.k, w.lead) == 0;
+    const Tensor in = whole && aligned(x) ? x : in_groups(x, w);
+    cuda::quantised_matmul(stream_, {y, in, w, bias, in.data != x.data, partial_.get(0),
+                                     static_cast<int*>(counters_.data())});
+    check_launch("matmul of integers");
+  }
+
+  // x with zeros in place of the channels of w's groups that it has not.
+  Tensor in_groups(const Tensor& x, const Weight& w) {
+    const int64_t cols = quantised_groups(w.k, w.lead) * kQuantGroup;
+    const auto bytes = static_cast<size_t>(x.rows * cols * element_size(x.dtype));
+    const Tensor copy(input_.get(bytes), x.dtype, x.rows, cols);
+    cuda_check(cudaMemsetAsync(copy.data, 0, bytes, stream_), "clear an input");
+    cuda::convert(stream_, copy.column_range(w.lead, w.k), x);
+    return copy;
+  }
+
+  // By cuBLASLt, rows of w after rows of w.
+  void multiply_unpacked(const Tensor& y, Tensor x, const Weight& w, const float* bias) {
+    const int64_t cols = round_up(w.k, kAlignment / 2);
+    if (!aligned(x)) x = converted(x, x.dtype, cols);
+    const int64_t at_once = quantised_rows_at_once(w.n, w.k);
+    Tensor rows(unpacked_.get(0), x.dtype, at_once, cols);
+    for (int64_t first = 0; first < w.n; first += at_once) {
+      rows.rows = std::min(at_once, w.n - first);
+      cuda::dequantise(stream_, rows, w, first);
+      check_launch("dequantise");
+      multiply(y.column_range(first, rows.rows), x, rows.data, cols,
+               bias == nullptr ? nullptr : bias + first);
+    }
+  }
+
+  // w: y.cols rows of x's type, w_stride elements apart.
+  void multiply(Tensor y, const Tensor& x, const void* w, int64_t w_stride, const float* bias) {
     Tensor out = y;
     if (!aligned(y)) {
       const int64_t cols = round_up(y.cols, kAlignment / element_size(DType::kF32));
@@ -282,7 +419,7 @@ class CudaBackend final : public Backend {
       out.cols = y.cols;
     }
     const bool fused = bias != nullptr && reinterpret_cast<uintptr_t>(bias) % kAlignment == 0;
-    cublas_.multiply(stream_, {out, x, w.storage.data(), w.n, stride(w), fused ? bias : nullptr});
+    cublas_.multiply(stream_, {out, x, w, y.cols, w_stride, fused ? bias : nullptr});
     if (out.data != y.data) cuda::convert(stream_, y, out);
     if (bias != nullptr && !fused) cuda::add_bias(stream_, y, bias);
     check_launch("matmul");
@@ -299,12 +436,15 @@ class CudaBackend final : public Backend {
 
   const std::string name_;
   const bool deterministic_;
+  const bool record_steps_;
   cudaStream_t stream_;
   cuda::Cublas cublas_;
   Buffer pinned_;  // uploads on their way
   size_t pinned_used_ = 0;
   cuda::WeightStaging weights_;
-  Scratch input_, output_, partial_;
+  Scratch input_, output_, partial_, draws_, unpacked_;
+  Buffer counters_;  // of quantised products: zeros between them
+  cuda::Recordings recordings_;
 };
 
 }  // namespace
@@ -329,7 +469,7 @@ std::unique_ptr<Backend> make_cuda_backend(const BackendOptions& options) {
                                             ", found are 0 to " + std::to_string(count - 1));
   }
   const CudaDevice& device = found.devices[static_cast<size_t>(options.device_index)];
-  return std::make_unique<CudaBackend>(device, options.device_index, options.deterministic);
+  return std::make_unique<CudaBackend>(device, options);
 }
 
 }  // namespace trireme

@@ -59,6 +59,7 @@ __global__ void __launch_bounds__(kWarps* kWarp) flash_kernel(AttentionView view
   constexpr int kThreads = kWarps * kWarp;
   constexpr int kRows = kWarps * kWarpRows;
 
+  begin();
   Work work;
   work.sequence = static_cast<int32_t>(blockIdx.z);
   work.kv_head = static_cast<int32_t>(blockIdx.y);

@@ -216,14 +216,14 @@ __device__ void write(const Rows<kD, kChannels>& rows, const float (&weights)[2]
     if (rows.row[side] < 0) continue;
     const int32_t head = work.head_of(rows.row[side]);
     float* part = split_up ? view.part(work.sequence, head, split) : nullptr;
-    const float factor = split_up || weight == 0 ? 1.0f : 1.0f / weight;
+    const float divisor = split_up || weight == 0 ? 1.0f : weight;  // join_kernel's bits
 #pragma unroll
     for (int n = 0; n < kChannels / 8; ++n) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const int channel = first_channel + n * 8 + lane % 4 * 2 + i;
         if (channel >= view.head_dim) continue;
-        const float value = rows.y[n][2 * side + i] * factor;
+        const float value = rows.y[n][2 * side + i] / divisor;
         if (split_up) {
           part[channel] = value;
         } else {

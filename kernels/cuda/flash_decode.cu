@@ -93,6 +93,7 @@ __device__ bool find_work(const AttentionView& view, int32_t& split, Work& work)
   work.index_begin = split * kSplitPositions;
   work.index_end = view.prefix + work.context;
   if (view.num_splits > 1) {
+    if (work.index_begin >= work.index_end) return false;  // another row's context is longer
     work.index_end = min(work.index_end, work.index_begin + kSplitPositions);
   }
   const bool windowed = view.spec.window > 0;
@@ -114,6 +115,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, kCtasAtOnce<kD>)
   constexpr int kChannels = kD / kWarps;  // of a warp
   static_assert(kKeys % 16 == 0 && kChannels % 16 == 0);
   auto& shared = *static_cast<Shared<kD, kWarps>*>(dynamic_shared_memory());
+  begin();
   Work work;
   int32_t split = 0;
   if (!find_work(view, split, work)) return;
@@ -168,12 +170,13 @@ __global__ void __launch_bounds__(kWarps* kWarp, kCtasAtOnce<kD>)
 
 // y = Σ over splits of the parts, each brought to the largest score of all. Grid (S, Q).
 __global__ void join_kernel(AttentionView view) {
+  begin();
   const auto sequence = static_cast<int32_t>(blockIdx.x);
   const auto head = static_cast<int32_t>(blockIdx.y);
   const int32_t token = view.query_begin[sequence];
   if (view.query_begin[sequence + 1] - token != 1) return;
   const int32_t indices = view.prefix + view.context[sequence];
-  const int32_t splits = (indices + kSplitPositions - 1) / kSplitPositions;
+  const auto splits = static_cast<int32_t>(context_splits(indices));
   float most = -INFINITY;
   for (int32_t i = 0; i < splits; ++i) {
     most = fmaxf(most, view.part(sequence, head, i)[view.head_dim]);

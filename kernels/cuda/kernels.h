@@ -10,6 +10,7 @@
 #include <cstdint>
 
 #include "kernels/backend.h"
+#include "kernels/sizes.h"
 
 namespace trireme::cuda {
 
@@ -46,11 +47,43 @@ constexpr int64_t kMatvecRows = 2;
 bool matvec(cudaStream_t stream, const Tensor& y, const Tensor& x, const Weight& w,
             int64_t w_stride, const float* bias);
 
-// ---- attention.cu ----
+// ---- quantise.cu: int8 and int4 ----
 
-// Positions of a part of one sequence's context that a cta of the decode kernel takes; parts are at
-// fixed positions, so that a row's bits do not depend on its company.
-constexpr int32_t kSplitPositions = 256;
+// Rows [r, lead + K + tail] of fp32, bf16 or fp16 become rows [row, row + r) of w.
+void quantise(cudaStream_t stream, const Weight& w, int64_t row, const Tensor& rows);
+// y [r, K] bf16 = rows [row, row + r) of w; row a multiple of kQuantRows. Rows of y are aligned to
+// 16 bytes.
+void dequantise(cudaStream_t stream, const Tensor& y, const Weight& w, int64_t row);
+
+// ---- quantised.cu ----
+
+// The same as Backend::matmul, of up to kQuantisedTokens rows. Rows of x are aligned to 16 bytes. K
+// and the lead of w are multiples of 8, or x has all channels of w's groups.
+struct QuantisedProduct {
+  Tensor y, x;
+  const Weight& w;
+  const float* bias = nullptr;
+  bool all_channels = false;
+  void* partial = nullptr;  // quantised_partial_bytes(…) bytes
+  int* counters = nullptr;  // kQuantisedCounterBytes of zeros, and zeros again behind it
+};
+
+void quantised_matmul(cudaStream_t stream, const QuantisedProduct& product);
+
+// ---- sampling.cu ----
+
+struct SampleArguments {
+  Tensor logits;  // [n, V] fp32
+  int32_t logical_vocab_size = 0;
+  const DrawRow* rows = nullptr;         // [n]
+  const ScoreChange* changes = nullptr;  // of all rows
+  void* scratch = nullptr;               // [n, V] lists of 24 bytes
+  int32_t* drawn = nullptr;              // [n]
+};
+
+void sample(cudaStream_t stream, const SampleArguments& arguments);
+
+// ---- attention.cu ----
 
 struct AttentionArguments {
   Tensor y;  // [T, Q · D] of bf16 or fp32

@@ -35,7 +35,7 @@ __device__ Pack<E> load_once(const E* at) {
 
 template <typename E>
 __device__ Pack<E> load(const E* at) {
-  const uint4 bits = __ldg(reinterpret_cast<const uint4*>(at));
+  const uint4 bits = *reinterpret_cast<const uint4*>(at);
   Pack<E> pack;
   __builtin_memcpy(&pack, &bits, sizeof(pack));
   return pack;
@@ -47,6 +47,7 @@ __global__ void __launch_bounds__(kThreads)
     matvec_kernel(float* y, int64_t y_stride, const E* x, int64_t x_stride, const E* w,
                   int64_t w_stride, const float* bias, int64_t n, int64_t k) {
   constexpr int kCount = Pack<E>::kCount;
+  let_next_begin();
   const int64_t row = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp;
   if (row >= n) return;
   const int lane = threadIdx.x % kWarp;
@@ -64,12 +65,20 @@ __global__ void __launch_bounds__(kThreads)
   };
   constexpr int64_t kStep = int64_t{kWarp} * kCount;
   int64_t at = int64_t{lane} * kCount;
-  for (; at + (kUnroll - 1) * kStep < k; at += kUnroll * kStep) {
-    Pack<E> packs[kUnroll];
+  Pack<E> packs[kUnroll];
+  const auto fetch = [&] {
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) packs[u] = load_once(weights + at + u * kStep);
+  };
+  const auto whole = [&] { return at + (kUnroll - 1) * kStep < k; };
+  // Weights are nobody's result: the first are on their way while the kernel before this one ends.
+  if (whole()) fetch();
+  after_previous();
+  while (whole()) {
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) accumulate(packs[u], at + u * kStep);
+    at += kUnroll * kStep;
+    if (whole()) fetch();
   }
   for (; at < k; at += kStep) accumulate(load_once(weights + at), at);
 #pragma unroll
@@ -114,7 +123,7 @@ bool matvec(cudaStream_t stream, const Tensor& y, const Tensor& x, const Weight&
     case DType::kF16:
       launch_rows(stream, y, x, static_cast<const __half*>(w.storage.data()), w_stride, bias, w.n);
       return true;
-    case DType::kI32: break;
+    default: break;
   }
   return false;
 }

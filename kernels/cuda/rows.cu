@@ -41,13 +41,14 @@ void with_type(DType dtype, const Function& fn) {
     case DType::kF32: return fn(float{});
     case DType::kBF16: return fn(__nv_bfloat16{});
     case DType::kF16: return fn(__half{});
-    case DType::kI32: return;
+    default: return;
   }
 }
 
 template <typename E>
 __global__ void embed_kernel(View<float> y, const int32_t* ids, View<const E> table, int64_t rows,
                              int32_t first_row, int64_t cols) {
+  begin();
   const int64_t row = int64_t{ids[blockIdx.x]} - first_row;
   const bool here = row >= 0 && row < rows;
   float* to = y.row(blockIdx.x);
@@ -59,6 +60,7 @@ __global__ void embed_kernel(View<float> y, const int32_t* ids, View<const E> ta
 template <typename E>
 __global__ void rms_norm_kernel(View<E> y, View<const float> x, const float* weight, int64_t cols,
                                 float eps) {
+  begin();
   const float* from = x.row(blockIdx.x);
   float squares = 0;
   for (int64_t j = threadIdx.x; j < cols; j += kThreads) squares += from[j] * from[j];
@@ -72,6 +74,7 @@ __global__ void rms_norm_kernel(View<E> y, View<const float> x, const float* wei
 // One warp a head: grid (T, ceil(heads / warps)).
 __global__ void rms_norm_heads_kernel(View<float> x, int32_t num_heads, int64_t head_dim,
                                       const float* weight, float eps) {
+  begin();
   const int32_t head = static_cast<int32_t>(blockIdx.y * (kThreads / kWarp) + threadIdx.x / kWarp);
   if (head >= num_heads) return;
   float* at = x.row(blockIdx.x) + head * head_dim;
@@ -85,6 +88,7 @@ __global__ void rms_norm_heads_kernel(View<float> x, int32_t num_heads, int64_t 
 __global__ void rope_kernel(View<float> x, int32_t num_heads, int64_t head_dim,
                             const int32_t* positions, const float* cosines, const float* sines,
                             int32_t pairs, bool adjacent) {
+  begin();
   float* row = x.row(blockIdx.x);
   const int64_t angle = int64_t{positions[blockIdx.x]} * pairs;
   const int64_t count = int64_t{num_heads} * pairs;
@@ -107,7 +111,9 @@ template <typename E>
 __global__ void store_kv_kernel(E* keys, E* values, View<const float> k, View<const float> v,
                                 const int32_t* slots, int32_t num_heads, int32_t block_size,
                                 int32_t head_dim) {
+  begin();
   const int64_t slot = slots[blockIdx.x];
+  if (slot < 0) return;
   const int64_t block = slot / block_size;
   const int64_t offset = slot % block_size;
   const int64_t cols = int64_t{num_heads} * head_dim;
@@ -122,6 +128,7 @@ __global__ void store_kv_kernel(E* keys, E* values, View<const float> k, View<co
 // y[t, j] = fn(t, j)
 template <typename E, typename Function>
 __global__ void map_kernel(View<E> y, int64_t cols, Function fn) {
+  begin();
   E* to = y.row(blockIdx.x);
   for (int64_t j = blockIdx.y * kThreads + threadIdx.x; j < cols; j += gridDim.y * kThreads) {
     to[j] = from_float<E>(fn(static_cast<int64_t>(blockIdx.x), j));

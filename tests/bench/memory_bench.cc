@@ -105,10 +105,9 @@ bool measure(MpiJob& job, const Assign& assign, const std::string& path) {
       fill_everything(assign.placement(), assign.model().vocab_size());
   malloc_trim(0);
   const uint64_t before = anonymous_bytes();
-  const auto backend =
-      make_backend({.device = "cpu", .threads = assign.threads(), .isa = assign.isa()});
+  const auto backend = make_backend_of(assign);
   const auto checkpoint = Checkpoint::open(path);
-  Stage stage(assign, *checkpoint, *backend, *transport, {});
+  Stage stage(assign, *checkpoint, *backend, *transport, *transport, {});
   for (const MicroBatch& batch : script) stage.run(batch);
   malloc_trim(0);
   const uint64_t after = anonymous_bytes();

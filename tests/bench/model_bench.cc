@@ -6,79 +6,21 @@
 //
 //   model_bench MODEL [--rounds N] [--dtype D]
 #include <algorithm>
-#include <atomic>
-#include <chrono>
-#include <condition_variable>
 #include <cstdio>
 #include <cstring>
-#include <mutex>
 #include <string>
 #include <vector>
 
 #include "launch/job.h"
+#include "tests/bench/engine_load.h"
 #include "tests/support/bandwidth.h"
+#include "tests/support/bars.h"
 
 namespace {
 
 using namespace trireme;
 
 constexpr int32_t kPrefillTokens = 512;
-constexpr int32_t kPromptTokens = 16;  // of a decode run
-constexpr int32_t kWarmTokens = 4;     // of each sequence, before the clock starts
-constexpr int32_t kDecodeTokens = 24;  // of each sequence, timed
-
-double seconds_since(Clock::time_point begin) {
-  return std::chrono::duration<double>(Clock::now() - begin).count();
-}
-
-// Counts the tokens of all sequences of a run and notes when the timed part begins and ends.
-class Run {
- public:
-  Run(int sequences, int warm, int timed)
-      : open_(sequences), first_(sequences * warm), last_(sequences * (warm + timed)) {}
-
-  void token() {
-    const std::lock_guard lock(mutex_);
-    ++count_;
-    if (count_ == first_) begin_ = Clock::now();
-    if (count_ == last_) end_ = Clock::now();
-  }
-  void ended(const std::string& error) {
-    const std::lock_guard lock(mutex_);
-    if (!error.empty()) error_ = error;
-    if (--open_ == 0) done_.notify_all();
-  }
-  // Tokens per second of the timed part, once all sequences have ended.
-  double rate() {
-    std::unique_lock lock(mutex_);
-    done_.wait(lock, [this] { return open_ == 0; });
-    if (!error_.empty()) throw Error(Code::kInternal, "the run failed: " + error_);
-    return (last_ - first_) / std::chrono::duration<double>(end_ - begin_).count();
-  }
-
- private:
-  std::mutex mutex_;
-  std::condition_variable done_;
-  int open_;
-  int first_, last_;
-  int count_ = 0;
-  Clock::time_point begin_, end_;
-  std::string error_;
-};
-
-class CountingSink : public RequestSink {
- public:
-  explicit CountingSink(Run& run) : run_(run) {}
-  bool on_token(const OutputToken&) override {
-    run_.token();
-    return true;
-  }
-  void on_finished(FinishReason, std::optional<int32_t>) override { run_.ended(""); }
-  void on_error(Code, const std::string& message) override { run_.ended(message); }
-
- private:
-  Run& run_;
-};
 
 struct Variant {
   std::string name;
@@ -87,38 +29,8 @@ struct Variant {
   std::unique_ptr<Job> job;
 };
 
-void submit(Variant& variant, Run& run, int index, int32_t prompt, int32_t tokens) {
-  static std::atomic<int> next{0};
-  Request request;
-  request.id = std::to_string(next++);
-  for (int32_t position = 0; position < prompt; ++position) {
-    request.prompt.push_back(3 + (position * 37 + index * 101) % 400);
-  }
-  request.sampling.temperature = 0;
-  request.max_tokens = tokens;
-  request.sink = std::make_shared<CountingSink>(run);
-  variant.job->engine().submit(std::move(request));
-}
-
 double decode_rate(Variant& variant, int sequences) {
-  Run run(sequences, kWarmTokens, kDecodeTokens);
-  for (int index = 0; index < sequences; ++index) {
-    submit(variant, run, index, kPromptTokens, kWarmTokens + kDecodeTokens);
-  }
-  return run.rate();
-}
-
-double prefill_rate(Variant& variant) {
-  Run run(1, 0, 1);
-  const auto begin = Clock::now();
-  submit(variant, run, 0, kPrefillTokens, 1);
-  run.rate();
-  return kPrefillTokens / seconds_since(begin);
-}
-
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
+  return trireme::decode_rate(*variant.job, {.sequences = sequences});
 }
 
 void print_row(const std::string& variant, const char* what, const std::vector<double>& values) {
@@ -126,16 +38,6 @@ void print_row(const std::string& variant, const char* what, const std::vector<d
       "{\"variant\": \"%s\", \"what\": \"%s\", \"tokens_per_s\": %.2f, \"min\": %.2f, "
       "\"max\": %.2f, \"rounds\": %zu}\n",
       variant.c_str(), what, median(values), *std::min_element(values.begin(), values.end()),
-      *std::max_element(values.begin(), values.end()), values.size());
-}
-
-void print_bar(const std::string& bar, const std::vector<double>& values, double target) {
-  const double value = median(values);
-  std::printf(
-      "{\"bar\": \"%s\", \"value\": %.3f, \"target\": %.2f, \"ok\": %s, \"min\": %.3f, "
-      "\"max\": %.3f, \"rounds\": %zu}\n",
-      bar.c_str(), value, target, value >= target ? "true" : "false",
-      *std::min_element(values.begin(), values.end()),
       *std::max_element(values.begin(), values.end()), values.size());
 }
 
@@ -164,7 +66,7 @@ void measure(Variant& variant, const ReadBandwidth& bandwidth, Samples& samples)
                                  std::max(before, after));
   samples.batch8.push_back(decode_rate(variant, 8));
   samples.batch16.push_back(decode_rate(variant, 16));
-  samples.prefill.push_back(prefill_rate(variant));
+  samples.prefill.push_back(prefill_rate(*variant.job, kPrefillTokens));
   std::printf(
       "{\"variant\": \"%s\", \"bandwidth_gb_s\": [%.1f, %.1f], \"decode1\": %.2f, "
       "\"decode8\": %.2f, \"decode16\": %.2f, \"prefill\": %.1f}\n",

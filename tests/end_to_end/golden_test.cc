@@ -2,11 +2,12 @@
 // Every checkpoint with a reference, at every split: logits within tolerance of the reference,
 // greedy tokens equal while the reference's margin allows, and bit-identical rows whatever the
 // pipeline split, the chunking and the company.
+#include "tests/support/golden.h"
+
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cctype>
-#include <cmath>
 #include <cstring>
 #include <ostream>
 #include <set>
@@ -21,11 +22,6 @@
 
 namespace trireme {
 namespace {
-
-constexpr double kFp32Error = 2e-4;        // absolute, of a logit
-constexpr double kBf16PromptError = 2e-2;  // relative norm over a prompt
-constexpr double kBf16RowError = 4e-2;     // relative norm of a row
-constexpr uint64_t kSequence = 1;          // the one that is looked at
 
 struct Case {
   std::string checkpoint;
@@ -46,82 +42,9 @@ std::string case_name(const testing::TestParamInfo<Case>& info) {
   return name;
 }
 
-std::vector<int32_t> forced_tokens(const ReferencePrompt& prompt) {
-  std::vector<int32_t> tokens = prompt.prompt;
-  // The last greedy token is drawn from the row before it and never fed.
-  if (!prompt.greedy.empty()) {
-    tokens.insert(tokens.end(), prompt.greedy.begin(), prompt.greedy.end() - 1);
-  }
-  return tokens;
-}
-
-struct Difference {
-  double max_abs = 0;
-  double square = 0;
-  double reference_square = 0;
-  void add(std::span<const float> row, const float* reference) {
-    for (size_t index = 0; index < row.size(); ++index) {
-      const double delta = double{row[index]} - reference[index];
-      max_abs = std::max(max_abs, std::fabs(delta));
-      square += delta * delta;
-      reference_square += double{reference[index]} * reference[index];
-    }
-  }
-  double relative() const { return std::sqrt(square / reference_square); }
-};
-
-// Returns the largest absolute error of a logit.
-double compare_logits(const ReferencePrompt& prompt, const Logits& logits, bool fp32) {
-  const auto length = static_cast<int32_t>(prompt.prompt.size());
-  Difference whole;
-  const auto compare_row = [&](int32_t position, const float* reference) {
-    const std::vector<float>& row = logits.at({kSequence, position});
-    Difference one;
-    one.add(row, reference);
-    whole.add(row, reference);
-    if (fp32) {
-      EXPECT_LE(one.max_abs, kFp32Error) << "position " << position;
-    } else {
-      EXPECT_LE(one.relative(), kBf16RowError) << "position " << position;
-    }
-  };
-  const std::vector<float>& last = logits.at({kSequence, length - 1});
-  if (!prompt.all_logits.empty()) {
-    for (int32_t position = 0; position < length; ++position) {
-      compare_row(position, prompt.all_logits.data() + static_cast<size_t>(position) * last.size());
-    }
-  } else if (!prompt.last_logits.empty()) {
-    compare_row(length - 1, prompt.last_logits.data());
-  }
-  EXPECT_FALSE(prompt.top_ids.empty());
-  for (size_t index = 0; index < prompt.top_ids.size() && fp32; ++index) {
-    EXPECT_NEAR(last[static_cast<size_t>(prompt.top_ids[index])], prompt.top_logits[index],
-                kFp32Error);
-  }
-  if (!fp32 && whole.reference_square > 0) {
-    EXPECT_LE(whole.relative(), kBf16PromptError);
-  }
-  return whole.max_abs;
-}
-
-// Forced decoding: at each step our best must be the reference's where the margin is not within
-// tolerance.
-int compare_greedy(const ReferencePrompt& prompt, const Logits& logits, double tolerance) {
-  const auto length = static_cast<int32_t>(prompt.prompt.size());
-  int compared = 0;
-  for (size_t step = 0; step < prompt.greedy.size(); ++step) {
-    if (prompt.margins[step] < tolerance) continue;
-    const std::vector<float>& row = logits.at({kSequence, length - 1 + static_cast<int32_t>(step)});
-    const auto best = std::max_element(row.begin(), row.end()) - row.begin();
-    EXPECT_EQ(best, prompt.greedy[step]) << "step " << step;
-    ++compared;
-  }
-  return compared;
-}
-
 void expect_identical(const Logits& base, const Logits& other, const std::string& what) {
   for (const auto& [key, row] : base) {
-    if (key.first != kSequence) continue;
+    if (key.first != kGoldenSequence) continue;
     const auto found = other.find(key);
     ASSERT_NE(found, other.end()) << what << ": no row for position " << key.second;
     ASSERT_EQ(std::memcmp(row.data(), found->second.data(), row.size() * sizeof(float)), 0)

@@ -22,85 +22,15 @@
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/cuda_device.h"
 #include "kernels/cuda/cuda_stream.h"
+#include "tests/gpu/device_speed.h"
+#include "tests/support/bars.h"
 
 namespace {
 
 using namespace trireme;
 using cuda::cuda_check;
 
-constexpr int64_t kHidden = 4096, kFfn = 13696, kQkv = 4608, kVocab = 65024;
 constexpr int32_t kHeads = 32, kKvHeads = 2, kHeadDim = 128, kBlock = 16;
-
-class Stopwatch {
- public:
-  explicit Stopwatch(cudaStream_t stream) : stream_(stream) {
-    cuda_check(cudaEventCreate(&begin_), "make a CUDA event");
-    cuda_check(cudaEventCreate(&end_), "make a CUDA event");
-  }
-  ~Stopwatch() {
-    cudaEventDestroy(begin_);
-    cudaEventDestroy(end_);
-  }
-  Stopwatch(const Stopwatch&) = delete;
-  // Device time of what `queue` queues, in seconds.
-  double time(const std::function<void()>& queue) {
-    cuda_check(cudaEventRecord(begin_, stream_), "record a CUDA event");
-    queue();
-    cuda_check(cudaEventRecord(end_, stream_), "record a CUDA event");
-    cuda_check(cudaEventSynchronize(end_), "wait for the GPU");
-    float ms = 0;
-    cuda_check(cudaEventElapsedTime(&ms, begin_, end_), "read a CUDA event");
-    return ms * 1e-3;
-  }
-
- private:
-  const cudaStream_t stream_;
-  cudaEvent_t begin_ = nullptr, end_ = nullptr;
-};
-
-// All matrices that a decode step reads.
-struct Matrices {
-  Matrices(Backend& backend, int layers) : backend_(backend) {
-    for (int layer = 0; layer < layers; ++layer) {
-      add(kQkv, kHidden);
-      add(kHidden, kHidden);
-      add(2 * kFfn, kHidden);
-      add(kHidden, kFfn);
-    }
-    add(kVocab, kHidden);
-  }
-  void reserve(int64_t rows) {
-    x_ = backend_.allocate(static_cast<size_t>(rows * kFfn * 2));
-    y_ = backend_.allocate(static_cast<size_t>(rows * kVocab * 4));
-  }
-  // with_head: a prefill needs it for one row only.
-  void multiply(int64_t rows, bool with_head) {
-    for (const Weight& w : weights_) {
-      const int64_t t = w.n != kVocab || with_head ? rows : 1;
-      backend_.matmul(Tensor(y_.data(), DType::kF32, t, w.n),
-                      Tensor(x_.data(), DType::kBF16, t, w.k), w, nullptr);
-    }
-  }
-  double bytes() const { return bytes_; }
-  double operations(int64_t rows) const {
-    double total = 0;
-    for (const Weight& w : weights_) {
-      total += 2.0 * static_cast<double>(w.n * w.k) * (w.n == kVocab ? 1.0 : double(rows));
-    }
-    return total;
-  }
-
- private:
-  void add(int64_t n, int64_t k) {
-    weights_.push_back(backend_.make_weight(DType::kBF16, n, k));
-    bytes_ += static_cast<double>(n * k * 2);
-  }
-
-  Backend& backend_;
-  std::vector<Weight> weights_;
-  Buffer x_, y_;
-  double bytes_ = 0;
-};
 
 // A decode step's attention in one layer: `sequences`, each with a context of `context`.
 class Attention {
@@ -153,33 +83,49 @@ class Attention {
   std::vector<Buffer> arrays_;
 };
 
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
-
-// target 0: no bar of the issue, said for the reader.
-void print(const std::string& what, const std::vector<double>& values, double target) {
-  const auto [least, most] = std::minmax_element(values.begin(), values.end());
-  const double value = median(values);
-  std::printf("{\"bar\": \"%s\", \"value\": %.4g, \"min\": %.4g, \"max\": %.4g", what.c_str(),
-              value, *least, *most);
-  if (target > 0) {
-    std::printf(", \"target\": %.4g, \"ok\": %s", target, value >= target ? "true" : "false");
+// Layers of int8 or int4 beside those of bf16, in the same round.
+class Integers {
+ public:
+  Integers(Backend& backend, int layers, DType dtype, int64_t most_rows)
+      : name_(dtype_name(dtype)),
+        matrices_(backend, {.layers = layers, .dtype = dtype}, most_rows) {}
+  void measure(Stopwatch& watch, Matrices& bf16, double copied, bool keep) {
+    for (const int64_t rows : {1, 2, 8, 16, 32, 64, 2048}) {
+      const bool with_head = rows <= 64;
+      const double wide = watch.time([&] { bf16.multiply(rows, with_head); });
+      const double narrow = watch.time([&] { matrices_.multiply(rows, with_head); });
+      if (!keep) continue;
+      const std::string of = ", batch " + std::to_string(rows);
+      found_["matrices of a step, times bf16's speed" + of].push_back(wide / narrow);
+      if (!with_head) continue;
+      found_["matrices of a step over copy" + of].push_back(matrices_.bytes() / narrow / copied);
+    }
   }
-  std::printf("}\n");
-}
+  void print() const {
+    const bool int4 = std::strcmp(name_, "int4") == 0;
+    for (const auto& [what, values] : found_) {
+      const bool speed = what == "matrices of a step, times bf16's speed, batch 1";
+      print_bar("ChatGLM3-6B " + std::string(name_) + ": " + what, values, int4 && speed ? 2.2 : 0);
+    }
+  }
+
+ private:
+  const char* const name_;
+  Matrices matrices_;
+  std::map<std::string, std::vector<double>> found_;
+};
 
 int run_bench(int rounds, int layers) {
   const auto backend = make_backend({.device = "cuda"});
   std::printf("{\"machine\": \"%s\", \"layers\": %d}\n", backend->name().c_str(), layers);
   Stopwatch watch(cuda::stream_of(*backend));
-  constexpr size_t kCopyBytes = size_t{1} << 30;
-  const Buffer from = backend->allocate(kCopyBytes);
-  const Buffer to = backend->allocate(kCopyBytes);
-  Matrices matrices(*backend, layers);
+  const DeviceCopy copy(*backend);
   constexpr int64_t kPrefill = 2048;
-  matrices.reserve(kPrefill);
+  Matrices matrices(*backend, {.layers = layers}, kPrefill);
+  std::deque<Integers> integers;
+  for (const DType dtype : {DType::kI8, DType::kI4}) {
+    integers.emplace_back(*backend, layers, dtype, kPrefill);
+  }
   // Of several layers, so that a launch is no part of what is measured, nor the cache.
   constexpr int kLayers = 16;
   std::deque<Attention> many, one;
@@ -189,12 +135,7 @@ int run_bench(int rounds, int layers) {
   }
   std::map<std::string, std::vector<double>> found;
   for (int round = -1; round < rounds; ++round) {  // the first one chooses algorithms
-    const double copy = watch.time([&] {
-      cuda_check(cudaMemcpyAsync(to.data(), from.data(), kCopyBytes, cudaMemcpyDeviceToDevice,
-                                 cuda::stream_of(*backend)),
-                 "copy");
-    });
-    const double copied = 2.0 * kCopyBytes / copy;  // bytes/s, read and written
+    const double copied = copy.measure(watch);
     const auto of_copy = [&](double bytes, const std::function<void()>& queue) {
       return bytes / watch.time(queue) / copied;
     };
@@ -210,6 +151,7 @@ int run_bench(int rounds, int layers) {
     };
     const double a64 = of_copy(kLayers * many.front().bytes(), [&] { run_all(many); });
     const double a1 = of_copy(kLayers * one.front().bytes(), [&] { run_all(one); });
+    for (Integers& all : integers) all.measure(watch, matrices, copied, round >= 0);
     if (round < 0) continue;
     found["copy, GB/s"].push_back(copied / 1e9);
     found["matrices of a step over copy, batch 1"].push_back(m1);
@@ -226,8 +168,9 @@ int run_bench(int rounds, int layers) {
                                                  {"attention over copy, 64 x 1024", 0.70}};
   for (const auto& [what, values] : found) {
     const auto target = targets.find(what);
-    print("ChatGLM3-6B bf16: " + what, values, target == targets.end() ? 0 : target->second);
+    print_bar("ChatGLM3-6B bf16: " + what, values, target == targets.end() ? 0 : target->second);
   }
+  for (const Integers& all : integers) all.print();
   return 0;
 }
 

@@ -53,7 +53,8 @@ class GuardedTensor {
       case DType::kF32: *static_cast<float*>(view_.at(i, j)) = value; break;
       case DType::kBF16: *static_cast<uint16_t*>(view_.at(i, j)) = float_to_bf16(value); break;
       case DType::kF16: *static_cast<uint16_t*>(view_.at(i, j)) = float_to_fp16(value); break;
-      case DType::kI32: *static_cast<int32_t*>(view_.at(i, j)) = static_cast<int32_t>(value);
+      case DType::kI32: *static_cast<int32_t*>(view_.at(i, j)) = static_cast<int32_t>(value); break;
+      default: FAIL() << "no tensor is of " << dtype_name(view_.dtype);
     }
   }
 

@@ -249,13 +249,13 @@ TEST_P(OpsTest, StoreKvRoundsToTheSlots) {
   GuardedTensor values(*backend, kv.dtype, 3 * 3 * 5, 33, 0);
   kv.k = keys.view().data;
   kv.v = values.view().data;
-  GuardedTensor k(*backend, DType::kF32, 2, 99);
-  GuardedTensor v(*backend, DType::kF32, 2, 99);
+  GuardedTensor k(*backend, DType::kF32, 3, 99);
+  GuardedTensor v(*backend, DType::kF32, 3, 99);
   k.fill_random(12);
   v.fill_random(13);
   const float specials[] = {0.0f, -0.0f, 1e-40f, 3.4e38f, -INFINITY, NAN, 1.00390625f, 1.01171875f};
   for (int64_t i = 0; i < 8; ++i) k.set(0, i, specials[i]);
-  const Readable<int32_t> slots = {13, 4};
+  const Readable<int32_t> slots = {13, 4, -1};
   backend->store_kv(kv, k, v, slots.data());
   int64_t touched = 0;
   for (int64_t t = 0; t < 2; ++t) {

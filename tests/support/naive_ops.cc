@@ -5,6 +5,8 @@
 #include <cmath>
 #include <numbers>
 
+#include "kernels/sizes.h"
+
 namespace trireme::naive {
 namespace {
 
@@ -80,6 +82,7 @@ double element(const Tensor& t, int64_t i, int64_t j) {
     case DType::kBF16: return bf16_to_float(*static_cast<const uint16_t*>(t.at(i, j)));
     case DType::kF16: return fp16_to_float(*static_cast<const uint16_t*>(t.at(i, j)));
     case DType::kI32: return *static_cast<const int32_t*>(t.at(i, j));
+    default: break;
   }
   return 0;
 }
@@ -90,6 +93,39 @@ Matrix read(const Tensor& t) {
     for (int64_t j = 0; j < t.cols; ++j) m.at(i, j) = element(t, i, j);
   }
   return m;
+}
+
+std::vector<QuantisedGroup> quantise(const Matrix& w, DType dtype) {
+  const int most = dtype == DType::kI4 ? 7 : 127;
+  std::vector<QuantisedGroup> groups;
+  for (int64_t i = 0; i < w.rows; ++i) {
+    for (int64_t first = 0; first < w.cols; first += kQuantGroup) {
+      const int64_t end = std::min(first + kQuantGroup, w.cols);
+      double largest = 0;
+      for (int64_t j = first; j < end; ++j) largest = std::max(largest, std::fabs(w.at(i, j)));
+      QuantisedGroup& group = groups.emplace_back();
+      group.scale = bf16_to_float(float_to_bf16(static_cast<float>(largest) / most));
+      if (group.scale < 0x1p-126) group.scale = 0;
+      const float inverse = group.scale > 0 ? 1 / static_cast<float>(group.scale) : 0;
+      for (int64_t j = first; j < end; ++j) {
+        const float steps = static_cast<float>(w.at(i, j)) * inverse;  // ties as fp32 has them
+        group.integers.push_back(std::clamp(static_cast<int>(std::lrint(steps)), -most, most));
+      }
+    }
+  }
+  return groups;
+}
+
+Matrix dequantise(const std::vector<QuantisedGroup>& groups, int64_t rows, int64_t cols) {
+  Matrix w(rows, cols);
+  const int64_t of_row = (cols + kQuantGroup - 1) / kQuantGroup;
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = 0; j < cols; ++j) {
+      const QuantisedGroup& group = groups[static_cast<size_t>(i * of_row + j / kQuantGroup)];
+      w.at(i, j) = group.scale * group.integers[static_cast<size_t>(j % kQuantGroup)];
+    }
+  }
+  return w;
 }
 
 Matrix embed(const std::vector<int32_t>& ids, const Matrix& table, int32_t first_row) {

@@ -25,6 +25,14 @@ struct Matrix {
 double element(const Tensor& t, int64_t i, int64_t j);
 Matrix read(const Tensor& t);
 
+// What Backend::make_quantised says, of a whole matrix: its groups row by row.
+struct QuantisedGroup {
+  double scale = 0;
+  std::vector<int> integers;
+};
+std::vector<QuantisedGroup> quantise(const Matrix& w, DType dtype);
+Matrix dequantise(const std::vector<QuantisedGroup>& groups, int64_t rows, int64_t cols);
+
 Matrix embed(const std::vector<int32_t>& ids, const Matrix& table, int32_t first_row);
 Matrix rms_norm(const Matrix& x, const float* weight, double eps);
 Matrix rms_norm_heads(const Matrix& x, int32_t num_heads, const float* weight, double eps);

@@ -8,7 +8,10 @@
 #include <thread>
 
 #include "kernels/backend.h"
+#include "topology/memory.h"
 #include "topology/placement.h"
+#include "topology/shard.h"
+#include "worker/comm/device_transport.h"
 #include "worker/comm/local.h"
 #include "worker/model/dtype_map.h"
 #include "worker/model/family.h"
@@ -91,20 +94,21 @@ std::vector<Assign> make_assignments(const RankJobOptions& options) {
     info.mutable_device()->set_threads(options.threads);
   }
   PlacementOptions plan;
-  if (const auto dtype = parse_dtype(options.dtype)) {
-    plan.dtype = *dtype;
-  } else {
-    const DtypeMap map = read_dtype_map(options.dtype, model);
-    plan.dtype = map.dtype;
-    plan.weight_dtypes = map.weights;
-  }
+  set_dtypes(options.dtype, model, plan);
   plan.tp = options.tp;
   plan.pp = options.pp;
   plan.dp = 1;
   plan.max_sequences = options.max_sequences;
   plan.max_batch_tokens = options.max_batch_tokens;
   plan.context = std::min(512, model.context_length());
-  const Placement placement = plan_placement(topology, model, plan);
+  Placement placement = plan_placement(topology, model, plan);
+  for (size_t index = 0; index < options.devices.size(); ++index) {
+    topology.mutable_ranks(static_cast<int>(index))
+        ->mutable_device()
+        ->set_kind(options.devices[index]);
+  }
+  set_devices(topology, placement);
+  predict_bytes(model, placement);
   std::vector<Assign> assigns;
   for (int stage = 0; stage < options.pp; ++stage) {
     for (int tp_rank = 0; tp_rank < options.tp; ++tp_rank) {
@@ -125,10 +129,11 @@ std::vector<Assign> make_assignments(const RankJobOptions& options) {
 
 namespace {
 
-// What a rank allocates is what the plan predicted, byte for byte.
-void check_bytes(const Assign& assign, const Stage& stage) {
-  const ShardSpec& shard =
-      assign.placement().replicas(0).stages(assign.stage()).shards(assign.tp_rank());
+// What a rank allocates is what the plan predicted, byte for byte; but a GPU's scratch, which only
+// grows when it is used.
+void check_bytes(const Assign& assign, const Stage& stage, const Backend& backend) {
+  const StageSpec& spec = assign.placement().replicas(0).stages(assign.stage());
+  const ShardSpec& shard = spec.shards(assign.tp_rank());
   const auto check = [](const char* what, uint64_t predicted, uint64_t allocated) {
     if (predicted == allocated) return;
     throw std::runtime_error(std::string(what) + ": " + std::to_string(predicted) +
@@ -137,7 +142,11 @@ void check_bytes(const Assign& assign, const Stage& stage) {
   };
   check("weights", shard.weight_bytes(), stage.weight_bytes());
   check("KV", shard.kv_bytes(), stage.kv_bytes());
-  check("activations", shard.activation_bytes(), stage.activation_bytes());
+  const bool gpu = shard.device() == DEVICE_KIND_CUDA;
+  const int64_t scratch =
+      gpu ? cuda_scratch_bytes(assign.model(), spec, shard, assign.placement()) : 0;
+  check("activations", shard.activation_bytes() - static_cast<uint64_t>(scratch),
+        stage.activation_bytes() - (gpu ? backend.workspace_bytes() : 0));
   check("communication", shard.communication_bytes(), stage.communication_bytes());
 }
 
@@ -146,11 +155,14 @@ void check_bytes(const Assign& assign, const Stage& stage) {
 Logits run_rank(const std::string& model_path, const Assign& assign,
                 const std::vector<MicroBatch>& script, Transport& transport) {
   check_assignment(assign);
-  const auto backend =
-      make_backend({.device = "cpu", .threads = assign.threads(), .isa = assign.isa()});
+  const auto backend = make_backend_of(assign);
   const auto checkpoint = Checkpoint::open(model_path);
-  Stage stage(assign, *checkpoint, *backend, transport, {});
-  check_bytes(assign, stage);
+  DeviceTransportOptions options;
+  options.rank =
+      assign.placement().replicas(0).stages(assign.stage()).shards(assign.tp_rank()).rank();
+  const auto tensors = make_device_transport(transport, *backend, options);
+  Stage stage(assign, *checkpoint, *backend, transport, *tensors, {});
+  check_bytes(assign, stage, *backend);
   Logits logits;
   // Every rank of the last stage takes part in the head; the reporter alone is called.
   stage.observe_logits([&](uint64_t sequence, int32_t position, std::span<const float> row) {

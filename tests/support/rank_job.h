@@ -23,6 +23,7 @@ struct RankJobOptions {
   int32_t tp = 1;
   int32_t pp = 1;
   int32_t threads = 1;
+  std::vector<DeviceKind> devices;  // of the ranks, stage by stage; empty: CPUs
   int32_t max_sequences = 8;
   int32_t max_batch_tokens = 256;
 };

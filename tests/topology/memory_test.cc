@@ -102,6 +102,30 @@ TEST(Memory, OtherTypesAndDegreesAreTried) {
   check_alternatives(message, make_topology(2, 9 * kGiB), model, options);
 }
 
+TEST(Memory, IntegersAreSmallerAndNeedGpus) {
+  const ModelSpec model = chatglm3();
+  PlacementOptions options;
+  options.context = 2048;
+  options.max_sequences = 4;
+  options.dtype = DType::kBF16;
+  Topology topology = make_topology(1, 12 * kGiB);
+  topology.mutable_ranks(0)->mutable_device()->set_kind(DEVICE_KIND_CUDA);
+  EXPECT_NE(refusal(topology, model, options), "it fits");
+  options.weight_dtypes = layers_of(model, DType::kI4);
+  const Placement placement = place_model("auto", topology, model, options);
+  EXPECT_LT(placement.replicas(0).stages(0).shards(0).weight_bytes(), 5 * kGiB);
+  EXPECT_EQ(dtype_summary(placement), "mixed bf16 int4");
+  topology.mutable_ranks(0)->mutable_device()->set_kind(DEVICE_KIND_CPU);
+  try {
+    place_model("auto", topology, model, options);
+    FAIL() << "a CPU has weights of int4";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), Code::kFailedPrecondition);
+    EXPECT_NE(std::string(error.what()).find("rank 1 on node is a CPU"), std::string::npos)
+        << error.what();
+  }
+}
+
 TEST(Memory, ElseMoreRanks) {
   PlacementOptions options;
   options.context = 2048;
@@ -196,15 +220,42 @@ TEST(Staging, IsCountedForEveryKindOfMessage) {
   const Placement placement = plan_placement(make_topology(4, 16 * kGiB), model, options);
   const ReplicaSpec& replica = placement.replicas(0);
   const size_t row = 576 * 4;
-  const StagingBytes first = replica_staging(model, replica, 0, 1, placement);
+  EXPECT_EQ(edge_staging(model, replica, 0, 1, placement, -1).total(), 0u);
+  const StagingBytes first = edge_staging(model, replica, 0, 1, placement, 1);
   EXPECT_EQ(first.incoming, 0u);
   EXPECT_EQ(first.outbox, 512 * row);
-  EXPECT_EQ(replica_staging(model, replica, 1, 1, placement).incoming, 512 * row);
-  EXPECT_EQ(replica_staging(model, replica, 1, 1, placement).outbox, 0u);
+  EXPECT_EQ(edge_staging(model, replica, 1, 1, placement, 0).incoming, 512 * row);
+  EXPECT_EQ(edge_staging(model, replica, 1, 1, placement, 0).outbox, 0u);
+  EXPECT_EQ(edge_staging(model, replica, 1, 1, placement, 2).total(), 0u);
   EXPECT_EQ(group_staging(model, replica, 0, 0, placement).outgoing, 512 * row);
   // The logits of 32 sequences are more than what is summed.
   EXPECT_EQ(group_staging(model, replica, 1, 0, placement).incoming, size_t{32} * 49152 * 4);
   EXPECT_GT(replica.stages(1).shards(0).communication_bytes(), size_t{32} * 49152 * 4);
+}
+
+TEST(Staging, OfAGpuHasCopiesOnTheHost) {
+  const ModelSpec model = smollm2();
+  PlacementOptions options;
+  options.tp = 2;
+  options.pp = 2;
+  options.dp = 1;
+  const Topology cpus = make_topology(4, 16 * kGiB);
+  Placement placement = plan_placement(cpus, model, options);
+  const Placement before = placement;
+  Topology topology = cpus;
+  const int gpu = placement.replicas(0).stages(1).shards(0).rank();
+  topology.mutable_ranks(gpu - 1)->mutable_device()->set_kind(DEVICE_KIND_CUDA);
+  set_devices(topology, placement);
+  predict_bytes(model, placement);
+  const size_t tensor = 512 * 576 * 4, logits = size_t{32} * 49152 * 4;
+  for (int stage = 0; stage < 2; ++stage) {
+    for (int rank = 0; rank < 2; ++rank) {
+      const uint64_t was = before.replicas(0).stages(stage).shards(rank).communication_bytes();
+      const uint64_t is = placement.replicas(0).stages(stage).shards(rank).communication_bytes();
+      // Its part of the logits is more than the activations; these come from the stage before.
+      EXPECT_EQ(is - was, stage == 1 && rank == 0 ? logits / 2 + logits + tensor : 0);
+    }
+  }
 }
 
 }  // namespace

@@ -11,6 +11,7 @@
 #include "kernels/base/error.h"
 #include "tests/support/models.h"
 #include "topology/device_map.h"
+#include "topology/memory.h"
 #include "topology/shard.h"
 #include "topology/topology.h"
 
@@ -184,6 +185,55 @@ TEST(Topology, NodesAreSharedOut) {
   EXPECT_EQ(topology.ranks(2).device().memory_bytes(), 12 * kGiB);
   share_nodes(topology, 3);
   EXPECT_EQ(topology.ranks(2).device().threads(), 3);
+}
+
+// Each GPU to one rank, whatever each rank sees; who gets none shares the cores with its like.
+TEST(Topology, GpusAreGivenOutOnce) {
+  Topology topology = make_topology(5, 12 * kGiB);
+  topology.mutable_ranks(4)->set_host("other");
+  const auto add_gpu = [&](int rank, const char* pci_id, int index) {
+    DeviceInfo& gpu = *topology.mutable_ranks(rank)->add_gpus();
+    gpu.set_kind(DEVICE_KIND_CUDA);
+    gpu.set_pci_id(pci_id);
+    gpu.set_index(index);
+    gpu.set_memory_bytes(80 * kGiB);
+  };
+  for (RankInfo& rank : *topology.mutable_ranks()) {
+    for (int cpu = 0; cpu < 8; ++cpu) rank.mutable_device()->add_cpus(cpu);
+    rank.mutable_device()->set_threads(8);
+  }
+  for (const int rank : {0, 1, 2, 4}) {
+    add_gpu(rank, "0000:01:00.0", 0);
+    if (rank != 2) add_gpu(rank, "0000:02:00.0", 1);
+  }
+  share_nodes(topology, 0);
+  const int expected[] = {0, 1, -1, -1, 0};  // the index of its GPU; -1: none
+  for (int rank = 0; rank < 5; ++rank) {
+    const DeviceInfo& device = topology.ranks(rank).device();
+    EXPECT_EQ(device.kind(), expected[rank] < 0 ? DEVICE_KIND_CPU : DEVICE_KIND_CUDA) << rank;
+    EXPECT_EQ(device.index(), std::max(0, expected[rank])) << rank;
+    EXPECT_EQ(device.memory_bytes(), expected[rank] < 0 ? 6 * kGiB : 80 * kGiB) << rank;
+    EXPECT_EQ(device.threads(), expected[rank] < 0 ? 4 : 0) << rank;
+    EXPECT_EQ(topology.ranks(rank).gpus_size(), 0);
+  }
+}
+
+// The bytes of a shard are those of its device's layout.
+TEST(PredictBytes, FollowTheDevice) {
+  Topology topology = make_topology(2, 64 * kGiB);
+  topology.mutable_ranks(1)->mutable_device()->set_kind(DEVICE_KIND_CUDA);
+  const ModelSpec model = make_model(2, 3, 1, 7, 33, 101);  // no size is a multiple of anything
+  Placement placement = plan_placement(make_topology(2, 64 * kGiB), model, degrees(2, 1, 1));
+  set_devices(topology, placement);
+  predict_bytes(model, placement);
+  for (const ShardSpec& shard : placement.replicas(0).stages(0).shards()) {
+    const bool gpu = shard.rank() == 2;
+    EXPECT_EQ(shard.device(), gpu ? DEVICE_KIND_CUDA : DEVICE_KIND_UNSPECIFIED);
+    ShardSpec other = shard;
+    other.set_device(gpu ? DEVICE_KIND_CPU : DEVICE_KIND_CUDA);
+    const uint64_t there = weight_bytes(model, placement.replicas(0).stages(0), other, placement);
+    EXPECT_EQ(there > shard.weight_bytes(), gpu) << "whole panels are larger than whole 16 bytes";
+  }
 }
 
 TEST(Topology, BoundRanksKeepTheirCores) {

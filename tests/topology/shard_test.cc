@@ -66,6 +66,33 @@ TEST(Shard, WeightBytesOfWholeChatGlm3AreItsParameters) {
   EXPECT_EQ(weight_bytes(model, stage, whole, placement), 2 * 6243584000u + 2 * vectors);
 }
 
+// Half a byte or a byte a value, two bytes for each 128 of a row; a group that a cut straddles
+// counts on both sides.
+TEST(Shard, WeightBytesOfIntegers) {
+  const ModelSpec model = chatglm3();
+  StageSpec stage;
+  stage.mutable_layers()->set_end(1);
+  const uint64_t vectors = 4 * (2 * 4096 + 4608);
+  for (const DType dtype : {DType::kI8, DType::kI4}) {
+    Placement placement;
+    placement.set_dtype("bf16");
+    *placement.mutable_weight_dtypes() = layers_of(model, dtype);
+    const auto bytes = [&](int tp_rank, int tp) {
+      ShardSpec shard = make_shard(model, tp_rank, tp);
+      shard.set_device(DEVICE_KIND_CUDA);
+      return weight_bytes(model, stage, shard, placement);
+    };
+    const uint64_t values = uint64_t{4096} * (4608 + 4096 + 3 * 13696);
+    const uint64_t packed = (dtype == DType::kI4 ? values / 2 : values) + values / 128 * 2;
+    EXPECT_EQ(bytes(0, 1), packed + vectors);
+    uint64_t cut = 0;
+    for (const int tp_rank : {0, 1}) cut += bytes(tp_rank, 2);
+    // FFN columns are cut at 6848 = 53.5 · 128; two KV heads are one for each rank.
+    const uint64_t group = uint64_t{4096} * (dtype == DType::kI4 ? 66 : 130);
+    EXPECT_EQ(cut, packed + group + vectors + 4 * 2 * 4096);
+  }
+}
+
 TEST(Shard, AForeignShardIsRefused) {
   const ModelSpec model = chatglm3();
   ShardSpec shard = make_shard(model, 0, 2);

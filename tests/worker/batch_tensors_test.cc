@@ -3,6 +3,9 @@
 
 #include <gtest/gtest.h>
 
+#include <tuple>
+#include <vector>
+
 #include "kernels/base/error.h"
 #include "tests/support/models.h"
 
@@ -50,7 +53,81 @@ TEST_F(BatchTensorsTest, LaysOutTwoSequences) {
   EXPECT_EQ(std::vector(view.query_begin, view.query_begin + 3), (std::vector{0, 3, 4}));
   EXPECT_EQ(std::vector(view.context, view.context + 2), (std::vector{6, 1}));
   EXPECT_EQ(view.block_tables[view.max_blocks], 5);
-  EXPECT_EQ(tensors_.host_sample_rows(), (std::vector{2, 3}));
+  ASSERT_EQ(tensors_.num_sample_rows(), 2);
+  EXPECT_EQ(std::vector(tensors_.sample_rows(), tensors_.sample_rows() + 2), (std::vector{2, 3}));
+  EXPECT_EQ(tensors_.key(), 0u);
+}
+
+TEST_F(BatchTensorsTest, PadsAStepOfDecode) {
+  Placement placement = small_placement();
+  placement.set_max_sequences(4);
+  placement.set_context(2000);
+  placement.set_num_blocks(500);
+  BatchTensors tensors(*backend_, make_model(2, 4, 2, 8, 64, 100), placement);
+  MicroBatch batch;
+  add_chunk(batch, 3, {10}, {7}, true);
+  add_chunk(batch, 4, {11}, {2, 5}, true);
+  add_chunk(batch, 0, {20}, {6}, true);
+  tensors.load(batch, true);
+  const BatchView& view = tensors.view();
+  EXPECT_EQ(tensors.num_tokens(), 3);
+  EXPECT_EQ(tensors.num_samples(), 3);
+  ASSERT_EQ(view.num_tokens, 4);
+  ASSERT_EQ(view.num_sequences, 4);
+  ASSERT_EQ(view.max_blocks, 64);
+  EXPECT_EQ(view.max_context, 256);
+  EXPECT_EQ(std::vector(view.token_ids, view.token_ids + 4), (std::vector{10, 11, 20, 0}));
+  EXPECT_EQ(std::vector(view.positions, view.positions + 4), (std::vector{3, 4, 0, 0}));
+  EXPECT_EQ(std::vector(view.slots, view.slots + 4), (std::vector{31, 20, 24, -1}));
+  EXPECT_EQ(std::vector(view.query_begin, view.query_begin + 5), (std::vector{0, 1, 2, 3, 4}));
+  EXPECT_EQ(std::vector(view.context, view.context + 4), (std::vector{4, 5, 1, 1}));
+  EXPECT_EQ(view.block_tables[0], 7);
+  EXPECT_EQ(view.block_tables[65], 5);
+  EXPECT_EQ(view.block_tables[3 * 64], 0);
+  ASSERT_EQ(tensors.num_sample_rows(), 4);
+  EXPECT_EQ(std::vector(tensors.sample_rows(), tensors.sample_rows() + 4),
+            (std::vector{0, 1, 2, 3}));
+}
+
+// Equal keys promise that a recorded step's arrays are where they were.
+TEST_F(BatchTensorsTest, EqualKeysAreEqualPlaces) {
+  Placement placement = small_placement();
+  placement.set_max_sequences(8);
+  placement.set_context(2000);
+  placement.set_num_blocks(500);
+  BatchTensors tensors(*backend_, make_model(2, 4, 2, 8, 64, 100), placement);
+  const auto load = [&](int sequences, int32_t position) {
+    MicroBatch batch;
+    const std::vector<int32_t> blocks(static_cast<size_t>(position / 4 + 1), 3);
+    for (int s = 0; s < sequences; ++s) add_chunk(batch, position, {1}, blocks, true);
+    tensors.load(batch, true);
+    return std::tuple(tensors.view().token_ids, tensors.view().slots, tensors.view().query_begin,
+                      tensors.view().context, tensors.view().block_tables, tensors.sample_rows(),
+                      tensors.view().num_sequences, tensors.view().max_context,
+                      tensors.view().max_blocks);
+  };
+  const auto first = load(5, 10);
+  const uint64_t key = tensors.key();
+  EXPECT_EQ(load(7, 255), first);
+  EXPECT_EQ(tensors.key(), key);
+  load(5, 256);
+  EXPECT_NE(tensors.key(), key);
+  load(4, 10);
+  EXPECT_NE(tensors.key(), key);
+  EXPECT_EQ(load(8, 3), first);
+  EXPECT_EQ(tensors.key(), key);
+}
+
+TEST_F(BatchTensorsTest, PadsNothingElse) {
+  MicroBatch prompt;
+  add_chunk(prompt, 0, {1, 2}, {3}, true);
+  tensors_.load(prompt, true);
+  EXPECT_EQ(tensors_.key(), 0u);
+  MicroBatch unsampled;
+  add_chunk(unsampled, 0, {1}, {3}, false);
+  tensors_.load(unsampled, true);
+  EXPECT_EQ(tensors_.key(), 0u);
+  EXPECT_EQ(tensors_.view().num_sequences, 1);
 }
 
 class HostileBatch : public BatchTensorsTest, public testing::WithParamInterface<int> {};

@@ -69,6 +69,36 @@ TEST(DtypeMap, OtherFormatsAndTiedHeads) {
   EXPECT_EQ(tied.weights.head(), "bf16");
 }
 
+// int8 and int4 are of the layers, unless the head itself is named.
+TEST(DtypeMap, IntegersAreOfTheLayers) {
+  const DtypeMap all = read("tiny-llama3", R"({"": "int4", "model.layers.1.mlp": "int8"})");
+  EXPECT_EQ(all.dtype, DType::kBF16);
+  EXPECT_EQ(all.weights.embedding(), "bf16");
+  EXPECT_EQ(all.weights.head(), "bf16");
+  EXPECT_EQ(of_layer(all, 0), Types(4, "int4"));
+  EXPECT_EQ(of_layer(all, 1), (Types{"int4", "int4", "int8", "int8"}));
+  const DtypeMap some = read(
+      "tiny-chatglm3", R"({"": "fp32", "transformer": "int8", "transformer.output_layer": "int4",
+                                "transformer.encoder.layers.2.self_attention": "bf16"})");
+  EXPECT_EQ(some.dtype, DType::kF32);
+  EXPECT_EQ(some.weights.embedding(), "bf16");
+  EXPECT_EQ(some.weights.head(), "int4");
+  EXPECT_EQ(of_layer(some, 2), (Types{"bf16", "bf16", "int8", "int8"}));
+  EXPECT_EQ(read("tiny-qwen2", R"({"": "int8"})").weights.head(), "bf16");  // tied
+
+  PlacementOptions options;
+  const ModelSpec model = read_model_spec(test_data("tiny-llama3"));
+  set_dtypes("int4", model, options);
+  EXPECT_EQ(options.dtype, DType::kBF16);
+  ASSERT_TRUE(options.weight_dtypes);
+  EXPECT_EQ(options.weight_dtypes->head(), "bf16");
+  ASSERT_EQ(options.weight_dtypes->layers_size(), 3);
+  EXPECT_EQ(options.weight_dtypes->layers(2).down(), "int4");
+  set_dtypes("fp16", model, options);
+  EXPECT_EQ(options.dtype, DType::kF16);
+  EXPECT_FALSE(options.weight_dtypes);
+}
+
 TEST(DtypeMap, RefusesWhatItCannotGive) {
   const auto refused = [](const char* checkpoint, const char* text, const char* message) {
     expect_error(Code::kInvalidArgument, message, [&] { read(checkpoint, text); });
@@ -78,8 +108,13 @@ TEST(DtypeMap, RefusesWhatItCannotGive) {
   refused("tiny-llama3", R"({"model.layers.3": "bf16"})", "is no module of tiny-llama3");
   refused("tiny-chatglm3", R"({"transformer.outputlayer": "bf16"})",
           "the nearest is \"transformer.output_layer\"");
-  refused("tiny-llama3", R"({"lm_head": "int8"})",
-          "the type of \"lm_head\" is \"int8\"; \"fp32\", \"bf16\" or \"fp16\" is needed");
+  refused(
+      "tiny-llama3", R"({"lm_head": "int3"})",
+      "the type of \"lm_head\" is \"int3\"; \"fp32\", \"bf16\", \"fp16\", \"int8\" or \"int4\" is "
+      "needed");
+  refused("tiny-llama3", R"({"model.embed_tokens": "int8"})",
+          "\"model.embed_tokens\" is int8, but its rows are looked up and not multiplied");
+  refused("tiny-llama3", R"({"": "int4", "model.norm": "int4"})", "has no matrix");
   refused("tiny-llama3", R"({"lm_head": 16})", "the type of \"lm_head\" is number");
   refused("tiny-llama3", R"({"model.norm": "bf16"})",
           "\"model.norm\" has no matrix: its values are always fp32");
@@ -108,6 +143,32 @@ TEST(Dtypes, SummaryNamesEveryType) {
   EXPECT_EQ(dtype_summary(placement), "bf16");
 }
 
+TEST(Dtypes, IntegersNeedGpus) {
+  const ModelSpec model = read_model_spec(test_data("tiny-llama3"));
+  Topology topology;
+  for (const int rank : {1, 2}) {
+    RankInfo& info = *topology.add_ranks();
+    info.set_rank(rank);
+    info.set_host("node" + std::to_string(rank));
+    info.mutable_device()->set_kind(DEVICE_KIND_CUDA);
+  }
+  const WeightDtypes types = layers_of(model, DType::kI4);
+  Placement placement;
+  *placement.mutable_weight_dtypes() = types;
+  placement.add_replicas()->add_stages()->add_shards()->set_rank(2);
+  EXPECT_NO_THROW(check_quantised(topology, types));
+  topology.mutable_ranks(0)->mutable_device()->set_kind(DEVICE_KIND_CPU);
+  expect_error(Code::kFailedPrecondition,
+               "cannot use weights of int4: rank 1 on node1 is a CPU, and only GPUs compute with "
+               "them; start the job on GPUs alone, or use --dtype bf16",
+               [&] { check_quantised(topology, types); });
+  EXPECT_NO_THROW(check_quantised(topology, layers_of(model, DType::kBF16)));
+  EXPECT_NO_THROW(check_quantised(topology, placement)) << "the CPU has no part of it";
+  topology.mutable_ranks(1)->mutable_device()->set_kind(DEVICE_KIND_CPU);
+  expect_error(Code::kFailedPrecondition, "rank 2 on node2 is a CPU",
+               [&] { check_quantised(topology, placement); });
+}
+
 TEST(Dtypes, PlacementsAreChecked) {
   const ModelSpec model = read_model_spec(test_data("tiny-llama3"));
   Placement good;
@@ -122,8 +183,12 @@ TEST(Dtypes, PlacementsAreChecked) {
   refused("dtype is \"\", needed is fp32", [](Placement& p) { p.clear_dtype(); });
   refused("weight_dtypes.embedding is \"\"",
           [](Placement& p) { p.mutable_weight_dtypes()->clear_embedding(); });
-  refused("weight_dtypes.head is \"int8\"",
-          [](Placement& p) { p.mutable_weight_dtypes()->set_head("int8"); });
+  refused("weight_dtypes.head is \"int3\", needed is fp32, bf16, fp16, int8 or int4",
+          [](Placement& p) { p.mutable_weight_dtypes()->set_head("int3"); });
+  refused("weight_dtypes.embedding is \"int8\", needed is fp32, bf16 or fp16",
+          [](Placement& p) { p.mutable_weight_dtypes()->set_embedding("int8"); });
+  refused("dtype is \"int4\", needed is fp32, bf16 or fp16",
+          [](Placement& p) { p.set_dtype("int4"); });
   refused("weight_dtypes has 2 layers, the model has 3",
           [](Placement& p) { p.mutable_weight_dtypes()->mutable_layers()->RemoveLast(); });
   refused("weight_dtypes.layers[1].down is \"x\"",

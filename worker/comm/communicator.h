@@ -25,7 +25,7 @@ class Communicator {
   virtual int size() const = 0;
 
   // x = Σ over ranks of x, in every rank; summed in rank order, so that a row's bits depend neither
-  // on the number of rows nor on the transport.
+  // on the number of rows nor on the transport. NCCL has orders of its own for more than two ranks.
   virtual void all_reduce_sum(Tensor x) = 0;
   // Rank r contributes mine [T, cols[r]]; `all` [T, Σ cols] in rank order is filled on root only.
   virtual void gather_columns(Tensor all, Tensor mine, std::span<const int> cols, int root) = 0;
@@ -36,12 +36,17 @@ class Communicator {
   virtual void send(Tensor x, int to) = 0;
   virtual void recv(Tensor x, int from) = 0;
 
-  // Allocates what messages are staged in, and says what is held then, in host memory; a transport
-  // that stages none does nothing. `outbox` is for messages to `to`.
+  // Allocates what messages are staged in, and says what is held then; a transport that stages none
+  // does nothing. `outbox` is for messages to `to`.
   virtual uint64_t reserve(const StagingBytes& /*bytes*/, int /*to*/) { return 0; }
+
+  // Until all that these queued on a device has been done; before the backend is waited for, which
+  // nothing could end. Ranks on the host have done it already.
+  virtual void settle() {}
 
   // Where its rank says what it is doing; a wait that lasts says there for whom.
   Progress& progress() { return *progress_; }
+  const std::shared_ptr<Progress>& share_progress() const { return progress_; }
 
  protected:
   explicit Communicator(std::shared_ptr<Progress> progress = std::make_shared<Progress>())

@@ -6,6 +6,7 @@
 
 #include "kernels/base/error.h"
 #include "kernels/base/nearest_name.h"
+#include "topology/shard.h"
 #include "worker/model/config_json.h"
 #include "worker/model/family.h"
 #include "worker/model/slices.h"
@@ -32,7 +33,8 @@ class Map {
     for (const auto& [name, value] : object.items()) add(name, value);
   }
 
-  const std::string& standard() const { return types_.at(""); }
+  // Of the cache, and of what no name covers.
+  std::string standard() const { return without_integers(types_.at("")); }
 
   // The one type of all tensors that make up the slot.
   std::string of(Slot slot, int32_t layer) const {
@@ -41,7 +43,8 @@ class Map {
     for (const WeightRule& rule : rules_) {
       if (rule.slot != slot) continue;
       const std::string module = module_of(tensor_name(rule, layer));
-      const std::string own = of_module(module);
+      std::string own = of_module(module);
+      if (outside_layers(slot) && !types_.contains(module)) own = without_integers(own);
       if (!type.empty() && own != type) {
         fail("", first + " is " + type + " and " + module + " is " + own +
                      ", but they are one matrix here; one type for both is needed");
@@ -59,6 +62,10 @@ class Map {
                     (name.empty() ? "" : "\"" + name.substr(0, kMaxName) + "\" ") + what);
   }
 
+  static std::string without_integers(const std::string& type) {
+    return is_quantised(parse_dtype(type).value()) ? dtype_name(DType::kBF16) : type;
+  }
+
   // Every module with a weight, and every module that holds such modules; true: one with a matrix
   // in it.
   void list_modules() {
@@ -70,6 +77,7 @@ class Map {
         for (size_t dot = name.rfind('.'); dot != std::string::npos; dot = name.rfind('.')) {
           name.resize(dot);
           modules_[name] = modules_[name] || !is_vector(rule.slot);
+          if (rule.slot == Slot::kEmbedding && embedding_.empty()) embedding_ = name;
         }
       }
     }
@@ -80,7 +88,7 @@ class Map {
       fail("", "the type of \"" + name.substr(0, kMaxName) + "\" is " +
                    (value.is_string() ? "\"" + value.get<std::string>().substr(0, 80) + "\""
                                       : std::string(value.type_name())) +
-                   "; \"fp32\", \"bf16\" or \"fp16\" is needed");
+                   "; \"fp32\", \"bf16\", \"fp16\", \"int8\" or \"int4\" is needed");
     }
     const auto& type = value.get_ref<const std::string&>();
     const auto module = modules_.find(name);
@@ -92,6 +100,11 @@ class Map {
     }
     if (!name.empty() && !module->second && type != "fp32") {
       fail(name, "has no matrix: its values are always fp32");
+    }
+    if (name == embedding_ && is_quantised(parse_dtype(type).value())) {
+      fail(name, "is " + type +
+                     ", but its rows are looked up and not multiplied; \"fp32\", "
+                     "\"bf16\" or \"fp16\" is needed");
     }
     types_[name] = type;
   }
@@ -108,6 +121,7 @@ class Map {
   const ModelSpec& model_;
   const std::vector<WeightRule>& rules_;
   std::map<std::string, bool> modules_;
+  std::string embedding_;  // its module
   std::map<std::string, std::string> types_;
 };
 
@@ -127,6 +141,18 @@ DtypeMap read_dtype_map(const std::string& path, const ModelSpec& model) {
     types.set_down(map.of(Slot::kDown, layer));
   }
   return result;
+}
+
+void set_dtypes(const std::string& name, const ModelSpec& model, PlacementOptions& options) {
+  options.weight_dtypes.reset();
+  if (const auto dtype = parse_dtype(name)) {
+    options.dtype = is_quantised(*dtype) ? DType::kBF16 : *dtype;
+    if (is_quantised(*dtype)) options.weight_dtypes = layers_of(model, *dtype);
+    return;
+  }
+  const DtypeMap map = read_dtype_map(name, model);
+  options.dtype = map.dtype;
+  options.weight_dtypes = map.weights;
 }
 
 }  // namespace trireme

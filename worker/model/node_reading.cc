@@ -96,8 +96,9 @@ Cut cut_of(const Slice& slice, const Piece& piece) {
     return cut;
   }
   const StoredType& type = *find_stored_type(tensor.type);  // the plan has asked for it
-  const int64_t first = slice.col / type.block_values;
-  const int64_t end = (slice.col + slice.cols + type.block_values - 1) / type.block_values;
+  const int64_t first = (slice.col - slice.before) / type.block_values;
+  const int64_t last = slice.col + slice.cols + slice.after;
+  const int64_t end = (last + type.block_values - 1) / type.block_values;
   cut.begin += static_cast<uint64_t>(first * type.block_bytes);
   cut.rows = cut.units.count;
   cut.row_bytes = static_cast<uint64_t>((end - first) * type.block_bytes);

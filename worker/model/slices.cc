@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "kernels/base/error.h"
+#include "kernels/sizes.h"
 #include "topology/shard.h"
 
 namespace trireme {
@@ -161,6 +162,9 @@ Slice SlicePlan::slice(const TensorInfo& tensor, Slot slot, Segment segment, int
     slice.rows = rows.size;
     slice.col = cols.begin;
     slice.cols = cols.size;
+    slice.before = cols.begin % kQuantGroup;
+    const int64_t end = cols.begin + cols.size;
+    slice.after = std::min(round_up(end, kQuantGroup), cols.total) - end;
   }
   return slice;
 }

@@ -22,6 +22,10 @@ struct Slice {
   int64_t rows = 0;
   int64_t col = 0;
   int64_t cols = 0;
+  // Columns beside these that share scales with them where the slot is quantised
+  // (Backend::make_quantised).
+  int64_t before = 0;
+  int64_t after = 0;
   int64_t local = 0;      // first row in the slot
   bool permuted = false;  // its rows stand with rotary pairs adjacent
 };
@@ -55,6 +59,9 @@ class SlicePlan {
   // Of the slot on this shard.
   int64_t rows(Slot slot) const;
   int64_t cols(Slot slot) const { return columns(slot).size; }
+  // Where these columns begin in the whole matrix, and what it has.
+  int64_t first_col(Slot slot) const { return columns(slot).begin; }
+  int64_t all_cols(Slot slot) const { return columns(slot).total; }
 
   // Throws kInvalidArgument for a tensor that is missing or of another shape, naming it and both
   // shapes, and for a bias that the config knows nothing of.

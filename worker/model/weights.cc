@@ -66,6 +66,12 @@ constexpr VectorPlace kVectors[] = {
     {Slot::kPostMlpNorm, &LayerWeights::post_mlp_norm},
 };
 
+// That holds all values of the tensor as they are.
+DType wide_type(const TensorInfo& tensor) {
+  if (tensor.type == "BF16") return DType::kBF16;
+  return tensor.type == "F16" ? DType::kF16 : DType::kF32;
+}
+
 // Where the parts of a slot go.
 struct Target {
   Weight* matrix = nullptr;
@@ -136,7 +142,10 @@ class Loader {
  private:
   void add(Slot slot, int32_t layer, Weight& weight, Matrix matrix) {
     const DType dtype = weight_dtype(placement_, matrix, layer);
-    weight = backend_.make_weight(dtype, plan_.rows(slot), plan_.cols(slot));
+    weight = is_quantised(dtype)
+                 ? backend_.make_quantised(dtype, plan_.rows(slot), plan_.cols(slot),
+                                           plan_.first_col(slot), plan_.all_cols(slot))
+                 : backend_.make_weight(dtype, plan_.rows(slot), plan_.cols(slot));
     weights_.bytes += weight.storage.bytes();
     targets_[{slot, layer}].matrix = &weight;
   }
@@ -160,19 +169,22 @@ class Loader {
     }
   }
 
-  // A few MiB of rows at a time, through host memory in the serving type.
+  // A few MiB of rows at a time, through host memory in the serving type; what the backend is to
+  // quantise with all that shares its scales.
   void fill(Weight& weight, const Slice& slice, Units units, StoredRows stored) {
-    const int64_t row_bytes = slice.cols * element_size(weight.dtype);
+    const bool quantised = is_quantised(weight.dtype);
+    const DType dtype = quantised ? wide_type(*slice.tensor) : weight.dtype;
+    const int64_t before = quantised ? slice.before : 0;
+    const int64_t cols = before + slice.cols + (quantised ? slice.after : 0);
+    const int64_t row_bytes = cols * element_size(dtype);
     const int64_t unit = slice.permuted ? head_dim_ : 1;  // whole heads are un-permuted
     const int64_t chunk = std::max<int64_t>(kChunkBytes / (row_bytes * unit), 1) * unit;
     scratch_.resize(static_cast<size_t>(std::min(chunk, units.count) * row_bytes));
     for (int64_t row = units.begin; row < units.end(); row += chunk) {
-      const Tensor out(scratch_.data(), weight.dtype, std::min(chunk, units.end() - row),
-                       slice.cols);
-      checkpoint_.convert(*slice.tensor, row, stored, slice.col, out);
+      const Tensor out(scratch_.data(), dtype, std::min(chunk, units.end() - row), cols);
+      checkpoint_.convert(*slice.tensor, row, stored, slice.col - before, out);
       if (slice.permuted) unpermute(scratch_.data(), out.rows, row_bytes, head_dim_);
       backend_.pack_rows(weight, slice.local + row - slice.row, out);
-      backend_.synchronize();  // the scratch is used again
       stored.data += chunk * stored.stride;
     }
   }

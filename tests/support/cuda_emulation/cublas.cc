@@ -3,6 +3,7 @@
 #include "kernels/cuda/cublas.h"
 
 #include "kernels/base/check.h"
+#include "tests/support/cuda_emulation/graphs.h"
 #include "tests/support/cuda_emulation/memory.h"
 
 namespace trireme::cuda {
@@ -13,7 +14,7 @@ double element(const void* data, DType dtype, int64_t at) {
     case DType::kF32: return static_cast<const float*>(data)[at];
     case DType::kBF16: return bf16_to_float(static_cast<const uint16_t*>(data)[at]);
     case DType::kF16: return fp16_to_float(static_cast<const uint16_t*>(data)[at]);
-    case DType::kI32: break;
+    default: break;
   }
   CHECK(false, "a product of integers");
 }
@@ -22,14 +23,7 @@ bool aligned(const void* data, int64_t stride_bytes) {
   return reinterpret_cast<uintptr_t>(data) % 16 == 0 && stride_bytes % 16 == 0;
 }
 
-}  // namespace
-
-struct Cublas::State {};
-
-Cublas::Cublas(bool) {}
-Cublas::~Cublas() = default;
-
-void Cublas::multiply(cudaStream_t, const Product& product) {
+void multiply_now(const Product& product) {
   const emulation::DeviceAccess access;
   const DType dtype = product.x.dtype;
   const int64_t size = element_size(dtype);
@@ -47,6 +41,17 @@ void Cublas::multiply(cudaStream_t, const Product& product) {
       product.y.row<float>(t)[n] = static_cast<float>(sum);
     }
   }
+}
+
+}  // namespace
+
+struct Cublas::State {};
+
+Cublas::Cublas(bool) {}
+Cublas::~Cublas() = default;
+
+void Cublas::multiply(cudaStream_t, const Product& product) {
+  emulation::perform([product] { multiply_now(product); });
 }
 
 }  // namespace trireme::cuda

@@ -4,16 +4,19 @@
 
 namespace trireme::cuda::emulation {
 
-// From now on the host cannot touch it, as on a GPU: whoever tries is ended by a signal. Before
-// that it can, so that tests of single operations may look at it.
+// From now on the host cannot touch it, as on a GPU: whoever tries is ended by a signal. Without
+// it the host can, so that tests of single operations may look at it. Called before all else.
 void hide_memory();
 
-// While one lives the memory can be touched: what runs on the device has one.
+// While one lives the memory can be touched by its thread: what runs on the device has one.
 class DeviceAccess {
  public:
   DeviceAccess();
   ~DeviceAccess();
   DeviceAccess(const DeviceAccess&) = delete;
+
+ private:
+  int rights_before_ = 0;
 };
 
 // Whether events stay incomplete, as if a kernel waited for ever.

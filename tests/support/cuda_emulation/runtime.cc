@@ -8,12 +8,20 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "tests/support/cuda_emulation/graphs.h"
 #include "tests/support/cuda_emulation/memory.h"
 
 using trireme::cuda::emulation::DeviceAccess;
+using trireme::cuda::emulation::perform;
+using trireme::cuda::emulation::recording;
 
 namespace {
 std::atomic<bool> stalled{false};
+
+// Of what a recording thread may not do.
+cudaError_t unless_recording() {
+  return recording() ? cudaErrorStreamCaptureUnsupported : cudaSuccess;
+}
 }  // namespace
 
 void trireme::cuda::emulation::stall_events(bool value) { stalled = value; }
@@ -30,34 +38,42 @@ cudaError_t cudaFreeHost(void* data) {
 }
 
 cudaError_t cudaMemsetAsync(void* data, int value, size_t bytes, cudaStream_t) {
-  const DeviceAccess access;
-  std::memset(data, value, bytes);
+  perform([=] {
+    const DeviceAccess access;
+    std::memset(data, value, bytes);
+  });
   return cudaSuccess;
 }
 
 cudaError_t cudaMemset2DAsync(void* data, size_t pitch, int value, size_t width, size_t height,
                               cudaStream_t) {
-  const DeviceAccess access;
-  for (size_t row = 0; row < height; ++row) {
-    std::memset(static_cast<char*>(data) + row * pitch, value, width);
-  }
+  perform([=] {
+    const DeviceAccess access;
+    for (size_t row = 0; row < height; ++row) {
+      std::memset(static_cast<char*>(data) + row * pitch, value, width);
+    }
+  });
   return cudaSuccess;
 }
 
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind,
                             cudaStream_t) {
-  const DeviceAccess access;
-  std::memcpy(to, from, bytes);
+  perform([=] {
+    const DeviceAccess access;
+    std::memcpy(to, from, bytes);
+  });
   return cudaSuccess;
 }
 
 cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch,
                               size_t width, size_t height, cudaMemcpyKind, cudaStream_t) {
-  const DeviceAccess access;
-  for (size_t row = 0; row < height; ++row) {
-    std::memcpy(static_cast<char*>(to) + row * to_pitch,
-                static_cast<const char*>(from) + row * from_pitch, width);
-  }
+  perform([=] {
+    const DeviceAccess access;
+    for (size_t row = 0; row < height; ++row) {
+      std::memcpy(static_cast<char*>(to) + row * to_pitch,
+                  static_cast<const char*>(from) + row * from_pitch, width);
+    }
+  });
   return cudaSuccess;
 }
 
@@ -65,7 +81,7 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
   *stream = nullptr;
   return cudaSuccess;
 }
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+cudaError_t cudaStreamSynchronize(cudaStream_t) { return unless_recording(); }
 cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
@@ -74,7 +90,7 @@ cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
   return cudaSuccess;
 }
 cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
-cudaError_t cudaEventQuery(cudaEvent_t) { return stalled ? cudaErrorNotReady : cudaSuccess; }
+cudaError_t cudaEventQuery(cudaEvent_t) { return stalled ? cudaErrorNotReady : unless_recording(); }
 cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
 cudaError_t cudaEventDestroy(cudaEvent_t) { return cudaSuccess; }
 

@@ -14,6 +14,8 @@
 #include <cstring>
 #include <functional>
 
+#include "tests/support/cuda_emulation/graphs.h"
+
 namespace trireme::cuda {
 namespace emulation {
 
@@ -41,9 +43,16 @@ void run(dim3 grid, int threads, size_t shared_bytes, const std::function<void()
 template <typename... Parameters, typename... Arguments>
 void launch(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes,
             cudaStream_t, Arguments... arguments) {
-  emulation::run(grid, threads, shared_bytes,
-                 [&] { kernel(static_cast<Parameters>(arguments)...); });
+  emulation::perform([=] {
+    emulation::run(grid, threads, shared_bytes,
+                   [&] { kernel(static_cast<Parameters>(arguments)...); });
+  });
 }
+
+// One kernel is done when the next begins.
+inline void let_next_begin() {}
+inline void after_previous() {}
+inline void begin() {}
 
 inline void* dynamic_shared_memory() { return emulation::shared_memory(); }
 
@@ -91,6 +100,11 @@ template <typename T>
 T __ldcs(const T* at) {
   return *at;
 }
+template <typename T>
+T __ldcg(const T* at) {
+  return *at;
+}
+inline void __threadfence() {}
 
 inline float rsqrtf(float value) { return 1.0f / std::sqrt(value); }
 

@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tests/support/bars.h"
+
+#include <algorithm>
+#include <cstdio>
+
+namespace trireme {
+
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+void print_bar(const std::string& bar, const std::vector<double>& values, double target) {
+  const double value = median(values);
+  const auto [least, most] = std::minmax_element(values.begin(), values.end());
+  std::printf("{\"bar\": \"%s\", \"value\": %.4g, ", bar.c_str(), value);
+  if (target > 0) {
+    std::printf("\"target\": %.4g, \"ok\": %s, ", target, value >= target ? "true" : "false");
+  }
+  std::printf("\"min\": %.4g, \"max\": %.4g, \"rounds\": %zu}\n", *least, *most, values.size());
+  std::fflush(stdout);
+}
+
+}  // namespace trireme

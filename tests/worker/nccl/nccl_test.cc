@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+// NCCL's communicators over a fake library and an emulated GPU: ranks are threads.
+#include "worker/comm/nccl.h"
+
+#include <dlfcn.h>
+
+#include <functional>
+
+#include "kernels/base/check.h"
+#include "tests/support/cuda_emulation/memory.h"
+#include "tests/worker/communicator_cases.h"
+
+namespace trireme {
+namespace {
+
+const std::string kFake = TRIREME_FAKE_NCCL;
+
+// What the fake has beside NCCL's own functions.
+struct Fake {
+  Fake() {
+    void* const handle = dlopen(kFake.c_str(), RTLD_NOW | RTLD_LOCAL);
+    CHECK(handle != nullptr, dlerror());
+    set_error = reinterpret_cast<void (*)(int)>(dlsym(handle, "fake_nccl_set_error"));
+    set_version = reinterpret_cast<void (*)(int)>(dlsym(handle, "fake_nccl_set_version"));
+    num_aborts = reinterpret_cast<int (*)()>(dlsym(handle, "fake_nccl_num_aborts"));
+  }
+  void (*set_error)(int);
+  void (*set_version)(int);
+  int (*num_aborts)();
+};
+
+const Fake& fake() {
+  static const Fake instance;
+  return instance;
+}
+
+struct Member {
+  Nccl& nccl;
+  Communicator& group;
+  Cancellation& cancellation;
+  Progress& progress;
+  Backend& backend;
+};
+
+void run_ranks(int size, const std::function<void(Member)>& body) {
+  std::vector<int> ranks(static_cast<size_t>(size));
+  std::iota(ranks.begin(), ranks.end(), 1);
+  const auto make = [] { return make_backend({.device = "cuda"}); };
+  const auto first = make();
+  const Cancellation never;
+  const std::string key = make_nccl(*first, never, std::make_shared<Progress>(), kFake)->make_key();
+  std::vector<std::thread> threads;
+  for (int index = 0; index < size; ++index) {
+    threads.emplace_back([&, index] {
+      Cancellation cancellation;
+      const auto progress = std::make_shared<Progress>();
+      const auto backend = make();
+      const auto nccl = make_nccl(*backend, cancellation, progress, kFake);
+      const auto group = nccl->make_group(ranks, index, key);
+      body({*nccl, *group, cancellation, *progress, *backend});
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
+class NcclTest : public testing::TestWithParam<int> {};
+
+TEST_P(NcclTest, DoesAllThatACommunicatorDoes) {
+  run_ranks(GetParam(), [](Member m) {
+    check_all_reduces(m.group);
+    check_rows_alone(m.group);
+    check_gathers(m.group);
+    check_broadcasts(m.group);
+    check_ordered_sends(m.group, 1);
+    check_ordered_sends(m.group, 5000);
+    m.group.settle();
+  });
+}
+INSTANTIATE_TEST_SUITE_P(Sizes, NcclTest, testing::Range(2, 5));
+
+Code code_of(const std::function<void()>& body, const std::string& part) {
+  try {
+    body();
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find(part), std::string::npos) << error.what();
+    return error.code();
+  }
+  ADD_FAILURE() << "no error; expected one that says " << part;
+  return Code::kInternal;
+}
+
+TEST(Nccl, SaysWhyItCannotBeUsed) {
+  EXPECT_NE(find_nccl("libno-such.so").reason.find("libno-such.so"), std::string::npos);
+  EXPECT_NE(find_nccl("libm.so.6").reason.find("ncclGetVersion"), std::string::npos);
+  fake().set_version(21300);
+  const NcclVersion old = find_nccl(kFake);
+  EXPECT_EQ(old.number, 0);
+  EXPECT_NE(old.reason.find("21300"), std::string::npos) << old.reason;
+  fake().set_version(22809);
+  EXPECT_EQ(find_nccl(kFake).number, 22809);
+  const auto backend = make_backend({.device = "cuda"});
+  const Cancellation never;
+  EXPECT_EQ(code_of([&] { make_nccl(*backend, never, nullptr, "libno-such.so"); }, "install"),
+            Code::kFailedPrecondition);
+}
+
+TEST(Nccl, RefusesAKeyOfAnotherLength) {
+  run_ranks(2, [](Member m) {
+    const std::vector<int> ranks = {1, 2};
+    EXPECT_EQ(code_of([&] { m.nccl.make_group(ranks, 0, "short"); }, "5 bytes"),
+              Code::kInvalidArgument);
+  });
+}
+
+// A rank that never joins, and one that joins but never takes part.
+TEST(Nccl, CancelEndsEveryWait) {
+  const auto backend = make_backend({.device = "cuda"});
+  Cancellation cancellation;
+  const auto alone = make_nccl(*backend, cancellation, std::make_shared<Progress>(), kFake);
+  const std::vector<int> ranks = {1, 2};
+  const int before = fake().num_aborts();
+  EXPECT_LE(cancel_delay(cancellation, [&] { alone->make_group(ranks, 0, alone->make_key()); }),
+            kCancelDelayMax);
+  EXPECT_EQ(fake().num_aborts(), before + 1);
+
+  run_ranks(3, [](Member m) {
+    if (m.group.rank() == 2) return;
+    Floats x(1000);
+    EXPECT_LE(cancel_delay(m.cancellation, [&] { m.group.all_reduce_sum(tensor(x, 1)); }),
+              kCancelDelayMax);
+  });
+  run_ranks(2, [](Member m) {
+    Floats x(10);
+    if (m.group.rank() == 0) return;
+    EXPECT_LE(cancel_delay(m.cancellation, [&] { m.group.recv(tensor(x, 1), 0); }),
+              kCancelDelayMax);
+  });
+}
+
+// What was queued hangs on the device: all groups of the rank are aborted.
+TEST(Nccl, CancelEndsTheWaitForTheDevice) {
+  run_ranks(2, [](Member m) {
+    Floats x(10);
+    m.group.all_reduce_sum(tensor(x, 1));
+    if (m.group.rank() == 1) return;
+    cuda::emulation::stall_events(true);
+    const int before = fake().num_aborts();
+    EXPECT_LE(cancel_delay(m.cancellation, [&] { m.group.settle(); }), kCancelDelayMax);
+    cuda::emulation::stall_events(false);
+    EXPECT_GE(fake().num_aborts(), before + 1);
+  });
+}
+
+TEST(Nccl, AnErrorOfTheNetworkEndsTheWait) {
+  constexpr int kRemoteError = 6;  // ncclRemoteError
+  run_ranks(2, [](Member m) {
+    if (m.group.rank() == 1) return;
+    std::jthread other([] {
+      std::this_thread::sleep_for(std::chrono::milliseconds(30));
+      fake().set_error(kRemoteError);
+    });
+    Floats x(10);
+    EXPECT_EQ(code_of([&] { m.group.recv(tensor(x, 1), 1); }, "with NCCL"), Code::kUnavailable);
+    fake().set_error(0);
+    const std::vector<int32_t> blamed = m.progress.waiting_for();
+    EXPECT_EQ(blamed, std::vector<int32_t>{2}) << "it says for whom it waited";
+  });
+}
+
+}  // namespace
+}  // namespace trireme

@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+// Stands for nccl.cc in a build without CUDA.
+#include "kernels/base/error.h"
+#include "worker/comm/nccl.h"
+
+namespace trireme {
+
+NcclVersion find_nccl(const std::string&) { return {0, "this build has no CUDA"}; }
+
+std::unique_ptr<Nccl> make_nccl(Backend&, const Cancellation&, std::shared_ptr<Progress>,
+                                const std::string&) {
+  throw Error(Code::kFailedPrecondition,
+              "cannot use NCCL: this build has no CUDA; configure with `cmake --preset cuda`");
+}
+
+}  // namespace trireme
