@@ -8,6 +8,7 @@
 #include "coordinator/tokenizer/utf8.h"
 #include "kernels/base/log.h"
 #include "kernels/base/printable.h"
+#include "launch/group_keys.h"
 #include "launch/loading.h"
 #include "launch/workers.h"
 #include "topology/device_map.h"
@@ -83,15 +84,19 @@ struct Job::State {
 
 namespace {
 
+std::set<int> ranks_of(const ReplicaSpec& replica) {
+  std::set<int> ranks;
+  for (const StageSpec& stage : replica.stages()) {
+    for (const ShardSpec& shard : stage.shards()) ranks.insert(shard.rank());
+  }
+  return ranks;
+}
+
 // Ranks of the placement that can exchange tensors by NCCL: on GPUs, with the library of the first
 // of them.
 std::set<int> nccl_ranks(const Topology& topology, const Placement& placement) {
   std::set<int> placed;
-  for (const ReplicaSpec& replica : placement.replicas()) {
-    for (const StageSpec& stage : replica.stages()) {
-      for (const ShardSpec& shard : stage.shards()) placed.insert(shard.rank());
-    }
-  }
+  for (const ReplicaSpec& replica : placement.replicas()) placed.merge(ranks_of(replica));
   std::set<int> able;
   int version = 0;
   for (const RankInfo& rank : topology.ranks()) {
@@ -155,25 +160,11 @@ Job::~Job() {
 
 // To ranks of the same replica only; whoever asks for more is not one of ours.
 void Job::State::relay(int from, const GroupKey& key) {
-  constexpr size_t kMostBytes = 256;
-  std::set<int> company;
   for (const ReplicaSpec& replica : placement.replicas()) {
-    std::set<int> ranks;
-    for (const StageSpec& stage : replica.stages()) {
-      for (const ShardSpec& shard : stage.shards()) ranks.insert(shard.rank());
-    }
-    if (ranks.contains(from)) company = std::move(ranks);
+    const std::set<int> company = ranks_of(replica);
+    if (company.contains(from)) return relay_key(workers->channel(), from, key, company);
   }
-  ToWorker message;
-  message.mutable_group_key()->set_tag(key.tag());
-  message.mutable_group_key()->set_key(key.key());
-  for (const int rank : key.ranks()) {
-    if (!company.contains(rank) || key.key().size() > kMostBytes) {
-      throw Error(Code::kInvalidArgument, "cannot load: rank " + std::to_string(from) +
-                                              " sent a key that none of its replica could use");
-    }
-    workers->channel().send(rank, message);
-  }
+  relay_key(workers->channel(), from, key, {});
 }
 
 void Job::State::assign(const Loading& loading) {

@@ -6,6 +6,7 @@
 #include <cstdio>
 
 #include "kernels/base/log.h"
+#include "kernels/base/printable.h"
 #include "topology/topology.h"
 
 namespace trireme {
@@ -50,6 +51,11 @@ Loading::Loading(const Topology& topology, const Placement& placement, bool veri
                Clock::now()) {
   for (const RankInfo& rank : loading_ranks(topology, placement)) {
     host_of_[rank.rank()] = rank.host();
+    const DeviceInfo& device = rank.device();
+    if (device.kind() == DEVICE_KIND_CUDA) {
+      gpu_of_[rank.rank()] =
+          " on GPU " + std::to_string(device.index()) + ", " + printable(device.name()) + ",";
+    }
     nodes_[rank.host()].ranks.push_back(rank.rank());
     waiting_.insert(rank.rank());
     unheard_.insert(rank.rank());
@@ -99,9 +105,10 @@ void Loading::take_ready(int rank, const Ready& ready) {
   Node& node = nodes_.at(host_of_.at(rank));
   node.bytes_read += ready.bytes_read();
   node.bytes_needed = ready.node_bytes();
-  log_info(roster_.name(rank) + " ready: read " + format_bytes(ready.bytes_read()) + ", weights " +
-           format_bytes(ready.weight_bytes()) + ", KV " + format_bytes(ready.kv_bytes()) +
-           ", activations " + format_bytes(ready.activation_bytes()) + ", messages " +
+  log_info(roster_.name(rank) + gpu_of_[rank] + " ready: read " + format_bytes(ready.bytes_read()) +
+           ", weights " + format_bytes(ready.weight_bytes()) + ", KV " +
+           format_bytes(ready.kv_bytes()) + ", activations " +
+           format_bytes(ready.activation_bytes()) + ", messages " +
            format_bytes(ready.communication_bytes()) + ", " + number("%.1f s", ready.load_s()));
 }
 

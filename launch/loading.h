@@ -61,6 +61,7 @@ class Loading {
   const bool verify_;
   Roster& roster_;
   std::map<int, std::string> host_of_;
+  std::map<int, std::string> gpu_of_;  // " on GPU 0, NVIDIA H200,"; empty: the rank has none
   std::map<std::string, Node> nodes_;
   std::set<int> waiting_;
   std::set<int> unheard_;  // that have not begun, as far as is known

@@ -12,6 +12,7 @@
 
 #include "kernels/base/error.h"
 #include "kernels/base/printable.h"
+#include "launch/group_keys.h"
 #include "launch/preflight.h"
 #include "launch/speed_cache.h"
 #include "launch/text_table.h"
@@ -34,6 +35,10 @@ constexpr size_t kShownWords = 8;
 // Whether its cgroup stops it before its threads have had a core each.
 bool is_throttled(const DeviceInfo& device) {
   return device.cpu_quota() > 0 && device.cpu_quota() < device.threads();
+}
+
+bool has_nccl(const RankInfo& rank) {
+  return rank.device().kind() == DEVICE_KIND_CUDA && rank.nccl_version() > 0;
 }
 
 class Measurement {
@@ -94,7 +99,8 @@ class Measurement {
     for (const RankInfo* rank : nodes_.at(host)) {
       const DeviceInfo& device = rank->device();
       text += "\n" + device.name() + "\n" + device.isa() + "\n" + std::to_string(device.threads()) +
-              " " + std::to_string(device.cpu_quota());
+              " " + std::to_string(device.cpu_quota()) + " " + device.pci_id() + " " +
+              std::to_string(rank->nccl_version());
       for (const int32_t cpu : device.cpus()) text += " " + std::to_string(cpu);
     }
     return host + " " + digest_text(text);
@@ -139,18 +145,33 @@ class Measurement {
     task.set_sharers(static_cast<int32_t>(ranks.size()));
     task.set_memory_bytes(rank.device().memory_bytes());
     task.set_timeout_ms(static_cast<int32_t>(options_.timeout.count()));
+    task.set_device(rank.device().kind());
+    task.set_device_index(rank.device().index());
     if (!reduce) return task;
+    for (const RankInfo* other : ranks) {
+      const bool same = other->nccl_version() == rank.nccl_version();
+      if (has_nccl(rank) && has_nccl(*other) && same) task.add_nccl_ranks(other->rank());
+    }
     int tag = 0;  // the same on every node: they have no rank in common
     for (const int32_t tp : reduce_degrees(ranks.size())) {
       SpeedGroup group;
       for (int32_t i = 0; i < tp; ++i) group.add_ranks(ranks[static_cast<size_t>(i)]->rank());
-      group.set_tag(tag++);
+      group.set_tag(tag);
+      tag += 2;
       const auto& members = group.ranks();
       if (std::find(members.begin(), members.end(), rank.rank()) != members.end()) {
         *task.add_groups() = group;
       }
     }
     return task;
+  }
+
+  std::set<int> ranks_beside(int rank) const {
+    std::set<int> ranks;
+    for (const RankInfo* other : nodes_.at(hosts_[static_cast<size_t>(rank)])) {
+      ranks.insert(other->rank());
+    }
+    return ranks;
   }
 
   // Without all-reduces it is another look: the best one counts.
@@ -173,6 +194,9 @@ class Measurement {
         continue;
       }
       require_life(*event, hosts_);
+      if (event->message.has_group_key()) {
+        relay_key(channel_, event->rank, event->message.group_key(), ranks_beside(event->rank));
+      }
       const auto from = waiting.find(event->rank);
       if (event->kind != ChannelEvent::Kind::kMessage || !event->message.has_speeds() ||
           from == waiting.end()) {
@@ -260,7 +284,9 @@ std::string speed_table(const Topology& topology) {
   for (const RankInfo& rank : topology.ranks()) {
     const DeviceInfo& device = rank.device();
     if (!device.speed_measured()) continue;
-    std::string name = device.isa() + " x" + std::to_string(device.threads());
+    std::string name = device.kind() == DEVICE_KIND_CUDA
+                           ? printable(device.name())
+                           : device.isa() + " x" + std::to_string(device.threads());
     if (is_throttled(device)) name += ", quota of " + number(device.cpu_quota()) + " cores";
     if (device.degraded()) name += ", degraded";
     Row& row = rows[{name, reduce_of[rank.rank()]}];

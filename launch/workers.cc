@@ -208,11 +208,7 @@ void Workers::greet(const Hello& own, const Options& options) {
   }
   const bool shown = options.command == Options::Command::kProbe;
   const bool planned = flags.device_map == "auto" && count() > 1;
-  // What is measured are CPUs and sums in the host's memory; the device table knows GPUs.
-  const bool on_gpus =
-      std::any_of(topology_.ranks().begin(), topology_.ranks().end(),
-                  [](const RankInfo& rank) { return rank.device().kind() == DEVICE_KIND_CUDA; });
-  if (on_gpus || (!shown && !planned)) return;
+  if (!shown && !planned) return;
   SpeedOptions speeds;
   speeds.isa = flags.isa;
   speeds.build = build_id() + (one_process ? " threads" : " MPI");

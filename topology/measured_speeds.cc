@@ -235,16 +235,22 @@ class Tables {
     AllReduceTable& table = *topology_.add_all_reduce_tables();
     table.set_name("measured " + where);
     while (!names_.insert(table.name()).second) table.set_name(table.name() + "'");
-    table.set_link("memory of a node");
+    table.set_link("within a node");
     for (const auto& [tp, row] : rows) *table.add_rows() = row;
     return table.name();
   }
 
   void add_island(const std::string& host, const std::string& table) {
-    std::set<int32_t> ranks;
+    std::set<int32_t> ranks, all;
     for (const int i : cluster_.hosts.at(host)) {
       const int32_t rank = topology_.ranks(i).rank();
+      all.insert(rank);
       if (!taken_.contains(rank)) ranks.insert(rank);
+    }
+    // Of GPUs that their links join what was measured goes in for what the links' class has.
+    for (Island& island : *topology_.mutable_islands()) {
+      const std::set<int32_t> joined(island.ranks().begin(), island.ranks().end());
+      if (joined == all) island.set_all_reduce_table(table);
     }
     if (ranks.size() < 2) return;
     Island& island = *topology_.add_islands();

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <random>
 
 #include "kernels/backend.h"
 #include "kernels/base/error.h"
@@ -18,12 +19,14 @@ using std::chrono::steady_clock;
 // Of each measurement, about.
 constexpr double kMemorySeconds = 0.06;
 constexpr double kMatmulSeconds = 0.02;
+constexpr double kShort = 2e-3;  // below, a larger matrix says more
 constexpr double kReduceSeconds = 0.004;
 constexpr double kThrottledSeconds = 0.25;  // of a rank with a quota: its periods are 0.1 s mostly
 constexpr double kSlowReduce = 0.05;        // larger messages are left out
 constexpr int kMostPasses = 32;
 constexpr int64_t kLeastBytes = int64_t{32} << 20, kMostBytes = int64_t{256} << 20;
 constexpr int32_t kMostRanks = 64;  // of a group
+constexpr int kTogether = 8;        // products of a GPU that are waited for at once
 
 template <typename Action>
 double seconds_of(const Action& action) {
@@ -62,9 +65,15 @@ double fastest_seconds(double budget, const Cancellation& cancellation, const Ac
   return fastest;
 }
 
-// Pages that nobody wrote are all one page of zeros, and would be read from a cache.
+// Pages that nobody wrote are all one page of zeros, and would be read from a cache; and a GPU's
+// matrix units run faster on equal numbers, which need less power, than on a model's.
 void fill(Backend& backend, const Buffer& buffer) {
-  const std::vector<uint16_t> pattern(size_t{1} << 19, 0x3c23);
+  static const std::vector<uint16_t> pattern = [] {
+    std::vector<uint16_t> values(size_t{1} << 19);
+    std::mt19937 random(1);
+    for (uint16_t& value : values) value = static_cast<uint16_t>(0x3c00 | (random() & 0x80ff));
+    return values;
+  }();
   const size_t piece = pattern.size() * sizeof pattern[0];
   for (size_t offset = 0; offset < buffer.bytes(); offset += piece) {
     backend.upload(static_cast<std::byte*>(buffer.data()) + offset, pattern.data(),
@@ -73,7 +82,8 @@ void fill(Backend& backend, const Buffer& buffer) {
   backend.synchronize();
 }
 
-// Seconds of `tokens` rows through a matrix [n, k] of bf16. budget: 0 for a rank with a quota.
+// Seconds of `tokens` rows through a matrix [n, k] of bf16. budget: 0 for a rank with a quota. Of a
+// GPU several products are waited for at once, as those of a step are.
 double matmul_seconds(Backend& backend, const Cancellation& cancellation, int64_t tokens, int64_t n,
                       int64_t k, double budget) {
   const Weight weight = backend.make_weight(DType::kBF16, n, k);
@@ -81,13 +91,16 @@ double matmul_seconds(Backend& backend, const Cancellation& cancellation, int64_
   const DType type = activation_dtype(weight.dtype);
   const Buffer in = backend.allocate(static_cast<size_t>(tokens * k * element_size(type)));
   const Buffer out = backend.allocate(static_cast<size_t>(tokens * n) * sizeof(float));
+  fill(backend, in);
   const Tensor x(in.data(), type, tokens, k), y(out.data(), DType::kF32, tokens, n);
+  const int together = backend.in_host_memory() ? 1 : kTogether;
   const auto pass = [&] {
-    backend.matmul(y, x, weight, nullptr);
+    for (int i = 0; i < together; ++i) backend.matmul(y, x, weight, nullptr);
     backend.synchronize();
   };
-  return budget > 0 ? fastest_seconds(budget, cancellation, pass)
-                    : average_seconds(cancellation, pass);
+  const double seconds = budget > 0 ? fastest_seconds(budget, cancellation, pass)
+                                    : average_seconds(cancellation, pass);
+  return seconds / together;
 }
 
 // Far above this rank's share of the last cache, and a small part of its memory.
@@ -107,9 +120,27 @@ double memory_bandwidth(Backend& backend, const Cancellation& cancellation, int6
   return double(rows * kDepth * 2) / std::max(seconds, 1e-9);
 }
 
+// Of a GPU, whose caches hold some 100 MB: matrices grow until one takes long enough.
+SpeedReport gpu_speeds(Backend& backend, const Cancellation& cancellation, int64_t memory_bytes) {
+  SpeedReport report;
+  const int64_t most = std::max(memory_bytes / 8, kLeastBytes);
+  for (int64_t bytes = int64_t{4} << 20; bytes <= std::min(most, int64_t{1} << 30); bytes *= 8) {
+    const double bandwidth = memory_bandwidth(backend, cancellation, bytes, false);
+    report.set_memory_bandwidth_bytes_per_s(bandwidth);
+    if (double(bytes) / bandwidth > kShort) break;
+  }
+  for (int64_t side = 512; side <= 8192 && 2 * side * side <= most; side *= 2) {
+    const int64_t tokens = std::clamp<int64_t>(side / 4, 128, 2048);
+    const double seconds =
+        matmul_seconds(backend, cancellation, tokens, side, side, kMatmulSeconds);
+    report.set_flops_16bit_per_s(2.0 * double(tokens * side * side) / std::max(seconds, 1e-9));
+    if (seconds > kShort) break;
+  }
+  return report;
+}
+
 double matmul_flops(Backend& backend, const Cancellation& cancellation, bool throttled) {
   constexpr int64_t kTokens = 128;
-  constexpr double kShort = 2e-3;  // below, a larger matrix says more
   double flops = 0;
   for (const int64_t side : {1024, 2048}) {
     const double seconds =
@@ -128,7 +159,8 @@ int agree(Communicator& group, int number) {
 }
 
 void check(const SpeedTask& task, int rank) {
-  bool sound = task.threads() >= 1 && task.threads() <= 4096;
+  bool sound = task.device() == DEVICE_KIND_CUDA ? task.device_index() >= 0
+                                                 : task.threads() >= 1 && task.threads() <= 4096;
   for (const SpeedGroup& group : task.groups()) {
     sound = sound && group.ranks_size() >= 2 && group.ranks_size() <= kMostRanks &&
             std::count(group.ranks().begin(), group.ranks().end(), rank) == 1;
@@ -142,20 +174,24 @@ void check(const SpeedTask& task, int rank) {
 
 }  // namespace
 
-AllReduceRow measure_all_reduce(Communicator& group) {
+AllReduceRow measure_all_reduce(Communicator& tensors, Communicator& host, Backend& backend) {
   AllReduceRow row;
-  row.set_tp(group.size());
+  row.set_tp(tensors.size());
   row.set_measured(true);
   double least = 0;
   for (const int64_t bytes : {8 << 10, 128 << 10, 2 << 20}) {
-    std::vector<float> values(static_cast<size_t>(bytes) / sizeof(float));
-    const Tensor x(values.data(), DType::kF32, 1, static_cast<int64_t>(values.size()));
-    const auto reduce = [&] { group.all_reduce_sum(x); };
+    const Buffer values = backend.allocate(static_cast<size_t>(bytes));
+    const Tensor x(values.data(), DType::kF32, 1, bytes / int64_t{sizeof(float)});
+    const auto reduce = [&] {
+      tensors.all_reduce_sum(x);
+      tensors.settle();
+      backend.synchronize();
+    };
     if (least == 0) reduce();  // whatever a first message must set up
     double fastest = seconds_of(reduce);
     const double fitting = kReduceSeconds / std::max(fastest, 1e-7);
     const bool last = fastest > kSlowReduce;
-    const int more = agree(group, last ? -1 : static_cast<int>(std::min(fitting, 32.0)));
+    const int more = agree(host, last ? -1 : static_cast<int>(std::min(fitting, 32.0)));
     for (int i = 0; i < more; ++i) fastest = std::min(fastest, seconds_of(reduce));
     AllReduceSample& sample = *row.add_samples();
     sample.set_bytes(static_cast<uint64_t>(bytes));
@@ -167,25 +203,37 @@ AllReduceRow measure_all_reduce(Communicator& group) {
   const double alpha = row.samples(0).seconds();
   row.set_alpha_s(alpha);
   const double beyond = std::max(last.seconds() - alpha, last.seconds() / 16);
-  row.set_bus_bytes_per_s(double(last.bytes()) * 2 * (group.size() - 1) / group.size() / beyond);
+  const double moved = double(last.bytes()) * 2 * (tensors.size() - 1) / tensors.size();
+  row.set_bus_bytes_per_s(moved / beyond);
+  agree(host, 0);  // nobody leaves while another still reads from it
   return row;
 }
 
-SpeedReport measure_speeds(const SpeedTask& task, int rank, Transport& transport,
-                           Cancellation& cancellation) {
+SpeedReport measure_speeds(const SpeedTask& task, int rank, Transport& host,
+                           const MakeTransport& make_tensors, Cancellation& cancellation) {
   check(task, rank);
   SpeedReport report;
-  const std::unique_ptr<Backend> backend =
-      make_backend({.device = "cpu", .threads = task.threads(), .isa = task.isa()});
-  report.set_memory_bandwidth_bytes_per_s(
-      memory_bandwidth(*backend, cancellation, matrix_bytes(task), task.throttled()));
-  report.set_flops_16bit_per_s(matmul_flops(*backend, cancellation, task.throttled()));
+  BackendOptions options;
+  options.threads = task.threads();
+  options.isa = task.isa();
+  options.device_index = task.device_index();
+  if (task.device() == DEVICE_KIND_CUDA) options.device = "cuda";
+  const std::unique_ptr<Backend> backend = make_backend(options);
+  if (task.device() == DEVICE_KIND_CUDA) {
+    report = gpu_speeds(*backend, cancellation, static_cast<int64_t>(task.memory_bytes()));
+  } else {
+    report.set_memory_bandwidth_bytes_per_s(
+        memory_bandwidth(*backend, cancellation, matrix_bytes(task), task.throttled()));
+    report.set_flops_16bit_per_s(matmul_flops(*backend, cancellation, task.throttled()));
+  }
   cancellation.set_deadline(steady_clock::now() + milliseconds(std::max(task.timeout_ms(), 1)));
   try {
+    const std::unique_ptr<Transport> tensors = make_tensors(*backend);
     for (const SpeedGroup& members : task.groups()) {
       const std::vector<int> ranks(members.ranks().begin(), members.ranks().end());
-      const auto group = transport.make_group(ranks, members.tag());
-      const AllReduceRow row = measure_all_reduce(*group);
+      const auto group = host.make_group(ranks, members.tag());
+      const auto devices = tensors->make_group(ranks, members.tag() + 1);
+      const AllReduceRow row = measure_all_reduce(*devices, *group, *backend);
       if (group->rank() == 0) *report.add_rows() = row;
     }
   } catch (const Error&) {

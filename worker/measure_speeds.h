@@ -3,18 +3,25 @@
 // kernels and the transport that will serve. Used by the worker's thread.
 #pragma once
 
+#include <functional>
+#include <memory>
+
 #include "proto/preflight.pb.h"
 #include "worker/comm/cancellation.h"
 #include "worker/comm/communicator.h"
 
 namespace trireme {
 
-// Takes some tenths of a second. Throws kInvalidArgument for a task that cannot be,
-// kDeadlineExceeded for a group that falls silent, kCancelled as any wait.
-SpeedReport measure_speeds(const SpeedTask& task, int rank, Transport& transport,
-                           Cancellation& cancellation);
+// The ways of tensors from and to a device.
+using MakeTransport = std::function<std::unique_ptr<Transport>(Backend& device)>;
 
-// A row of the table: what the group, all of which call it, needs by bytes.
-AllReduceRow measure_all_reduce(Communicator& group);
+// Takes some tenths of a second. host: among ranks' host memory. Throws kInvalidArgument for a task
+// that cannot be, kDeadlineExceeded for a group that falls silent, kCancelled as any wait.
+SpeedReport measure_speeds(const SpeedTask& task, int rank, Transport& host,
+                           const MakeTransport& make_tensors, Cancellation& cancellation);
+
+// A row of the table: what the group `tensors`, all of which call it, needs by bytes. host: of the
+// same ranks.
+AllReduceRow measure_all_reduce(Communicator& tensors, Communicator& host, Backend& backend);
 
 }  // namespace trireme

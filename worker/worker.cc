@@ -5,6 +5,7 @@
 #include <chrono>
 #include <string>
 #include <thread>
+#include <utility>
 
 #include "kernels/base/log.h"
 #include "worker/measure_speeds.h"
@@ -66,8 +67,12 @@ bool Worker::handle(const ToWorker& message) {
     }
     case ToWorker::kSpeeds: {
       FromWorker reply;
+      const auto make_tensors = [&](Backend& device) {
+        const auto& by_nccl = message.speeds().nccl_ranks();
+        return make_tensors_of(device, {by_nccl.begin(), by_nccl.end()});
+      };
       *reply.mutable_speeds() = measure_speeds(message.speeds(), hello_.info().rank(), transport_,
-                                               channel_.cancellation());
+                                               make_tensors, channel_.cancellation());
       channel_.send(reply);
       return true;
     }
@@ -117,6 +122,16 @@ bool Worker::abandoned_after(const Error& error) {
   return true;
 }
 
+std::unique_ptr<Transport> Worker::make_tensors_of(Backend& device, std::set<int> by_nccl) {
+  DeviceTransportOptions options;
+  options.rank = hello_.info().rank();
+  options.nccl_ranks = std::move(by_nccl);
+  options.keys = this;
+  options.cancellation = &channel_.cancellation();
+  options.progress = channel_.progress();
+  return make_device_transport(transport_, device, options);
+}
+
 void Worker::load(const Assign& assign) {
   const auto start = std::chrono::steady_clock::now();
   check_assignment(assign);
@@ -124,13 +139,8 @@ void Worker::load(const Assign& assign) {
   stage_.reset();
   backend_ = make_backend_of(assign);
   const std::unique_ptr<Checkpoint> checkpoint = Checkpoint::open(model_path_);
-  DeviceTransportOptions options;
-  options.rank = hello_.info().rank();
-  options.nccl_ranks = {assign.nccl_ranks().begin(), assign.nccl_ranks().end()};
-  options.keys = this;
-  options.cancellation = &channel_.cancellation();
-  options.progress = channel_.progress();
-  const auto tensors = make_device_transport(transport_, *backend_, options);
+  const auto tensors =
+      make_tensors_of(*backend_, {assign.nccl_ranks().begin(), assign.nccl_ranks().end()});
   const auto tell = [&](const LoadProgress& progress) {
     channel_.cancellation().throw_if_cancelled();
     channel_.progress()->step();

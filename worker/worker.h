@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 
 #include "proto/micro_batch.pb.h"
@@ -37,6 +38,7 @@ class Worker : private KeyExchange {
 
   // Handles one message; false after Shutdown.
   bool handle(const ToWorker& message);
+  std::unique_ptr<Transport> make_tensors_of(Backend& device, std::set<int> by_nccl);
   void load(const Assign& assign);
   // Whether the replica's Abandon follows a micro-batch's error soon.
   bool abandoned_after(const Error& error);

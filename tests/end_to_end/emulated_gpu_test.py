@@ -56,6 +56,7 @@ class EmulatedGpus(unittest.TestCase):
     def test_two_gpus_sum_by_nccl(self):
         log = self.check("--tp", "2")
         self.assertIn("ranks 1 2 go by NCCL 2.28.9", log)
+        self.assertRegex(log, r"\n  emulated.* TP2 [0-9.]+\n")  # what was measured of them
         self.assertNotIn("through host memory", log)
 
     def test_two_stages_hand_on_by_nccl(self):

@@ -10,6 +10,7 @@
 #include "kernels/base/error.h"
 #include "topology/measured_speeds.h"
 #include "worker/comm/channel.h"
+#include "worker/comm/device_transport.h"
 #include "worker/comm/local.h"
 
 namespace trireme {
@@ -28,7 +29,8 @@ SpeedTask task_of(const std::vector<std::vector<int>>& groups) {
   for (const std::vector<int>& ranks : groups) {
     SpeedGroup& group = *task.add_groups();
     for (const int rank : ranks) group.add_ranks(rank);
-    group.set_tag(tag++);
+    group.set_tag(tag);
+    tag += 2;
   }
   return task;
 }
@@ -36,7 +38,12 @@ SpeedTask task_of(const std::vector<std::vector<int>>& groups) {
 SpeedReport measure(const std::shared_ptr<LocalHub>& hub, int rank, const SpeedTask& task) {
   const auto channel = make_local_worker_channel(hub, rank);
   const auto transport = make_local_transport(hub, rank, channel->cancellation());
-  return measure_speeds(task, rank, *transport, channel->cancellation());
+  const auto make_tensors = [&](Backend& device) {
+    DeviceTransportOptions options;
+    options.rank = rank;
+    return make_device_transport(*transport, device, options);
+  };
+  return measure_speeds(task, rank, *transport, make_tensors, channel->cancellation());
 }
 
 TEST(MeasureSpeeds, OfEveryRankAndItsGroups) {
