@@ -6,6 +6,7 @@
 #include <map>
 
 #include "topology/cost.h"
+#include "topology/host_group.h"
 #include "topology/link_graph.h"
 #include "topology/placement.h"
 #include "topology/shard.h"
@@ -38,17 +39,46 @@ struct Context {
   }
 };
 
-// The slowest device of the group, its largest shares, and the table of its island. Ranks of
-// several islands reduce over the worst link between neighbours.
+std::vector<int> workers_of(const Context& context, const StageSpec& stage) {
+  std::vector<int> workers;
+  for (int i = 0; i < stage.shards_size(); ++i) workers.push_back(context.worker(stage, i));
+  return workers;
+}
+
+// Whether the workers' own collectives join these.
+bool are_cpus(const Topology& topology, const std::vector<int>& workers) {
+  return std::all_of(workers.begin(), workers.end(), [&](int worker) {
+    return topology.ranks(worker).device().kind() == DEVICE_KIND_CPU;
+  });
+}
+
+// A ring over the worst link between neighbours.
+AllReduceRow ring_row(const Context& context, const std::vector<int>& workers) {
+  const LinkSpeed* worst = nullptr;
+  for (size_t i = 1; i < workers.size(); ++i) {
+    const LinkSpeed& link = context.links.between(workers[i - 1], workers[i]);
+    if (worst == nullptr || link.bandwidth_bytes_per_s() < worst->bandwidth_bytes_per_s()) {
+      worst = &link;
+    }
+  }
+  AllReduceRow row;
+  row.set_tp(static_cast<int32_t>(workers.size()));
+  row.set_alpha_s(2 * double(workers.size() - 1) * worst->latency_s());
+  row.set_bus_bytes_per_s(worst->bandwidth_bytes_per_s());
+  return row;
+}
+
+// The slowest device of the group, its largest shares, and the table of its island. For ranks of
+// several islands `across` is filled.
 StageCost cost_of(const Context& context, const StageSpec& stage, AllReduceTable& across) {
   StageCost cost;
   cost.tp = stage.shards_size();
   cost.share = {0, 0, 0, 0};
   double slowest = -1;
-  const LinkSpeed* worst = nullptr;
+  const std::vector<int> workers = workers_of(context, stage);
   for (int i = 0; i < cost.tp; ++i) {
-    const int worker = context.worker(stage, i);
-    const DeviceCost device = device_cost(context.topology.ranks(worker).device());
+    const DeviceInfo& info = context.topology.ranks(workers[static_cast<size_t>(i)]).device();
+    const DeviceCost device = device_cost(info);
     const double slowness = 1 / (device.em * device.bandwidth) + 100 / (device.ec * device.flops);
     if (slowness > slowest) {
       slowest = slowness;
@@ -59,21 +89,13 @@ StageCost cost_of(const Context& context, const StageSpec& stage, AllReduceTable
     cost.share.kv = std::max(cost.share.kv, share.kv);
     cost.share.heads = std::max(cost.share.heads, share.heads);
     cost.share.vocab = std::max(cost.share.vocab, share.vocab);
-    if (i == 0) continue;
-    const LinkSpeed& link = context.links.between(context.worker(stage, i - 1), worker);
-    if (worst == nullptr || link.bandwidth_bytes_per_s() < worst->bandwidth_bytes_per_s()) {
-      worst = &link;
-    }
   }
   if (cost.tp == 1) return cost;
-  std::vector<int> workers;
-  for (int i = 0; i < cost.tp; ++i) workers.push_back(context.worker(stage, i));
   cost.all_reduce = table_of_group(context.topology, context.links, workers);
   if (cost.all_reduce == nullptr || cost.all_reduce->rows().rbegin()->tp() < cost.tp) {
-    AllReduceRow& row = *across.add_rows();
-    row.set_tp(cost.tp);
-    row.set_alpha_s(2 * (cost.tp - 1) * worst->latency_s());
-    row.set_bus_bytes_per_s(worst->bandwidth_bytes_per_s());
+    *across.add_rows() = are_cpus(context.topology, workers)
+                             ? all_reduce_row(host_group(context.topology, context.links, workers))
+                             : ring_row(context, workers);
     cost.all_reduce = &across;
   }
   return cost;
@@ -82,6 +104,24 @@ StageCost cost_of(const Context& context, const StageSpec& stage, AllReduceTable
 struct StageTimes {
   double request_s = 0, step_s = 0, chunk_s = 0;
 };
+
+// Of a group over several hosts: the sum of the embedding's rows, the way of the head's columns to
+// the first rank. Within a host both are next to nothing.
+double edges_s(const Context& context, const StageSpec& stage, const AllReduceTable& across,
+               double rows) {
+  const std::vector<int> workers = workers_of(context, stage);
+  if (across.rows().empty() || !are_cpus(context.topology, workers)) return 0;
+  double seconds = 0;
+  if (stage.has_embedding()) {
+    const double element = context.options.assumptions.all_reduce_element_bytes;
+    seconds += all_reduce_s(across, stage.shards_size(), rows * context.model.hidden * element);
+  }
+  if (stage.has_head()) {
+    const HostGroup group = host_group(context.topology, context.links, workers);
+    seconds += gather_s(group, rows * context.model.vocab / group.size * sizeof(float));
+  }
+  return seconds;
+}
 
 StageTimes predict_stage(const Context& context, StageSpec& stage, double batch, double chunks) {
   AllReduceTable across;
@@ -99,7 +139,7 @@ StageTimes predict_stage(const Context& context, StageSpec& stage, double batch,
   times.chunk_s = layers * (assumptions.detailed ? prompt_s / chunks : chunk_layer);
   const double layer = decode_layer_s(context.model, cost, assumptions, batch, prompt + output / 2);
   const double head = stage.has_head() ? head_s(context.model, cost, batch) : 0;
-  times.step_s = layers * layer + head;
+  times.step_s = layers * layer + head + edges_s(context, stage, across, batch);
   times.request_s = layers * prompt_s + output * times.step_s / batch;
   StagePrediction& predicted = *stage.mutable_predicted();
   predicted.set_decode_ms(1e3 * times.step_s);
@@ -110,6 +150,25 @@ StageTimes predict_stage(const Context& context, StageSpec& stage, double batch,
     predicted.set_all_reduce_ms(1e3 * layers * 2 * all_reduce_s(*cost.all_reduce, cost.tp, bytes));
   }
   return times;
+}
+
+// Between stages of equal degree every rank sends to the one that has its place; else the first to
+// the first, which tells its group (worker/stage.cc).
+double hop_between(const Context& context, const StageSpec& stage, const StageSpec& next,
+                   double bytes) {
+  const bool equal = stage.shards_size() == next.shards_size();
+  double seconds = 0;
+  for (int i = 0; i < (equal ? stage.shards_size() : 1); ++i) {
+    const LinkSpeed& link =
+        context.links.between(context.worker(stage, i), context.worker(next, i));
+    seconds = std::max(seconds, hop_s(link.latency_s(), link.bandwidth_bytes_per_s(), bytes));
+  }
+  const std::vector<int> workers = workers_of(context, next);
+  if (equal || workers.size() == 1 || !are_cpus(context.topology, workers) ||
+      table_of_group(context.topology, context.links, workers) != nullptr) {
+    return seconds;
+  }
+  return seconds + gather_s(host_group(context.topology, context.links, workers), bytes);
 }
 
 // Hops of a replica into its stages; the sums of a decode step's and of a chunk's, and the busiest
@@ -128,13 +187,13 @@ HopTimes predict_hops(const Context& context, ReplicaSpec& replica, int32_t batc
     const StageSpec& next = replica.stages(back ? 0 : i + 1);
     const LinkSpeed& link =
         context.links.between(context.worker(stage, 0), context.worker(next, 0));
-    const double bandwidth = link.bandwidth_bytes_per_s();
     // Only the ids go back to the first stage.
-    const double step = hop_s(link.latency_s(), bandwidth, batch * (back ? 4 : row));
+    const double step = back ? hop_s(link.latency_s(), link.bandwidth_bytes_per_s(), batch * 4.0)
+                             : hop_between(context, stage, next, batch * row);
     stage.mutable_predicted()->set_hop_ms(1e3 * step);
     times.step_s += step;
     if (back) continue;
-    const double prefill = hop_s(link.latency_s(), bandwidth, chunk * row);
+    const double prefill = hop_between(context, stage, next, chunk * row);
     stage.mutable_predicted()->set_prefill_hop_ms(1e3 * prefill);
     times.chunk_s += prefill;
     times.request_s = std::max(times.request_s, request_hop_s(link, context.options, row, batch));
