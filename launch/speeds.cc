@@ -72,9 +72,9 @@ class Measurement {
       known_since = oldest;
       return reports;
     }
-    const auto begun = SteadyClock::now();
     measure(unknown, true, reports);
     // The machine may have had other work in that moment.
+    const auto begun = SteadyClock::now();
     std::set<std::string> doubtful = doubtful_of(unknown, reports);
     for (int look = 1; look < kMostLooks && !doubtful.empty(); ++look) {
       if (SteadyClock::now() - begun > kLookTime) break;  // too busy to say more
