@@ -203,9 +203,10 @@ class Hosts:
                               timeout=seconds, env={**os.environ, **self.environment}, **options)
 
     def mpirun_options(self, ranks_per_host):
-        """For Open MPI 4 on a host of ours: the hosts, and nsagent in place of ssh."""
-        return ["--host", ",".join(f"{host}:{ranks_per_host}" for host in self.names), "--bind-to", "none",
-                "--mca", "plm_rsh_agent", str(AGENT)]
+        """For Open MPI 4 on a host of ours: the hosts, and nsagent in place of ssh. ranks_per_host: of all, or a list."""
+        counts = ranks_per_host if isinstance(ranks_per_host, list) else [ranks_per_host] * len(self.names)
+        slots = ",".join(f"{host}:{count}" for host, count in zip(self.names, counts))
+        return ["--host", slots, "--bind-to", "none", "--mca", "plm_rsh_agent", str(AGENT)]
 
     def pids(self, host):
         return _pids_in(self.namespace(host))
