@@ -44,8 +44,12 @@ HostGroup host_group(const Topology& topology, const LinkGraph& links,
       hosts[host].bandwidth = std::max(hosts[host].bandwidth, link.bandwidth_bytes_per_s());
     }
   }
+  if (hosts.size() == 1) {
+    group.exchange_byte_s *= group.size - 1;
+    group.gather_byte_s *= group.size - 1;
+    return group;
+  }
   for (const auto& [name, host] : hosts) {
-    if (host.bandwidth == 0) continue;  // all are there
     const double others = group.size - host.ranks;
     group.exchange_byte_s = std::max(group.exchange_byte_s, host.ranks * others / host.bandwidth);
     if (name != topology.ranks(workers.front()).host()) continue;

@@ -73,6 +73,17 @@ TEST(HostGroup, RanksOfAHostShareItsCard) {
   EXPECT_DOUBLE_EQ(gather_s(group, 6000), 1e-3 + 2 * 6000 / kFast);
 }
 
+TEST(HostGroup, OfOneHost) {
+  Topology topology = make_topology(3, 8 * kGiB);
+  join(topology, 1, 2, 2e-6, kMemory);
+  join(topology, 1, 3, 3e-6, kMemory);
+  join(topology, 2, 3, 2e-6, kMemory);
+  const HostGroup group = host_group(topology, LinkGraph(topology), {0, 1, 2});
+  EXPECT_DOUBLE_EQ(group.latency_s, 3e-6);
+  EXPECT_DOUBLE_EQ(group.exchange_byte_s, 2 / kMemory);
+  EXPECT_DOUBLE_EQ(group.gather_byte_s, 2 / kMemory);
+}
+
 TEST(HostGroup, LongSumsTakeTwoTripsForEachSegment) {
   const double mib = 1 << 20;
   const double segment = 2 * (kNear + 4 * mib / 2 / kFast);
