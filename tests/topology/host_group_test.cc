@@ -114,11 +114,12 @@ TEST(HostGroup, PlacementsAcrossHostsAreChargedForIt) {
   const StagePrediction& predicted = placement.replicas(0).stages(0).predicted();
   const double row = 4.0 * model.hidden_size();
   const double sum_ms = 1e3 * (kFarthest + 2 * row / kSlow);
-  EXPECT_NEAR(predicted.all_reduce_ms(), 2 * model.num_layers() * sum_ms, 0.02 * sum_ms);
+  const double sums_ms = 2 * model.num_layers() * sum_ms;
+  EXPECT_NEAR(predicted.all_reduce_ms(), sums_ms, 0.005 * sums_ms);  // between two samples
   // The embedding's rows are summed too, and a third of the logits comes from each.
   const double gather_ms = 1e3 * (kFarthest + 4.0 * model.vocab_size() / 3 / kSlow);
   EXPECT_GT(predicted.decode_ms(), predicted.all_reduce_ms() + sum_ms + gather_ms);
-  EXPECT_LT(predicted.decode_ms(), predicted.all_reduce_ms() + sum_ms + gather_ms + 300);
+  EXPECT_LT(predicted.decode_ms(), predicted.all_reduce_ms() + sum_ms + gather_ms + 60);
 }
 
 }  // namespace
