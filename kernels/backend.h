@@ -143,6 +143,8 @@ class Backend {
   virtual void upload(void* device, const void* host, size_t bytes) = 0;
   virtual void download(void* host, const void* device, size_t bytes) = 0;
   virtual void synchronize() = 0;
+  // Whether there is nothing to wait for.
+  virtual bool idle() { return true; }
 
   // ---- recordings ----
   // Whether replay() is faster than the operations one by one.

@@ -185,6 +185,36 @@ constexpr int64_t cuda_output_copy_bytes(int64_t t, int64_t n) {
   return n % 4 == 0 ? 0 : t * round_up(n, 4) * int64_t{sizeof(float)};
 }
 
+// ---- memory of a GPU that its group's others write into, for sums (kernels/cuda/peer_sum.cu) ----
+
+constexpr int64_t kMostPeers = 8;  // ranks of such a group
+// A sum of up to so many bytes may be sent by everyone to everyone, four bytes in a word of eight.
+constexpr int64_t kSumAtOnceBytes = 256 << 10;
+// Others are cut into pieces of so many bytes, of which each rank sums its part.
+constexpr int64_t kSumPieceBytes = 2 << 20;
+constexpr int64_t kPeerCtas = 32;
+// An allocation of whole ones has no other's bytes beside it, which would be shared as well.
+constexpr int64_t kPeerMemoryUnit = 2 << 20;
+
+// A counter; then a flag for each phase, cta and rank.
+constexpr int64_t kPeerFlagsAt = 256;
+constexpr int64_t kPeerWordsAt = kPeerFlagsAt + 2 * kPeerCtas * kMostPeers * 8;
+// Words of each rank, for sums of even and of odd numbers.
+constexpr int64_t peer_parts_at(int64_t ranks) {
+  return kPeerWordsAt + 2 * ranks * 2 * kSumAtOnceBytes;
+}
+// A rank's part of a piece, in vectors of 16 bytes.
+constexpr int64_t peer_part_vectors(int64_t ranks) {
+  return (kSumPieceBytes / 16 + ranks - 1) / ranks;
+}
+// Parts, and sums of parts, for sums of even and of odd numbers. 0: such a group has no such
+// memory.
+constexpr int64_t peer_memory_bytes(int64_t ranks) {
+  if (ranks < 2 || ranks > kMostPeers) return 0;
+  return round_up(peer_parts_at(ranks) + 2 * 2 * ranks * peer_part_vectors(ranks) * 16,
+                  kPeerMemoryUnit);
+}
+
 // ---- staging of a host communicator ----
 
 // A sum of up to so many bytes is sent by everyone to everyone; a larger one is cut into segments

@@ -115,13 +115,9 @@ std::set<int> nccl_ranks(const Topology& topology, const Placement& placement) {
   return able;
 }
 
-bool sums_of_many(const Placement& placement) {
-  for (const ReplicaSpec& replica : placement.replicas()) {
-    for (const StageSpec& stage : replica.stages()) {
-      if (stage.shards_size() > 2) return true;
-    }
-  }
-  return false;
+PeerSumChoice peer_sum_choice(const std::string& flag) {
+  if (flag == "always") return PEER_SUM_CHOICE_ALWAYS;
+  return flag == "never" ? PEER_SUM_CHOICE_NEVER : PEER_SUM_CHOICE_AUTO;
 }
 
 }  // namespace
@@ -168,13 +164,7 @@ void Job::State::relay(int from, const GroupKey& key) {
 }
 
 void Job::State::assign(const Loading& loading) {
-  std::set<int> by_nccl = nccl_ranks(workers->topology(), placement);
-  if (flags.deterministic && !by_nccl.empty() && sums_of_many(placement)) {
-    log_warn(
-        "GPUs exchange tensors through host memory, which is slow: --deterministic, and NCCL sums "
-        "more than two ranks in an order that depends on the batch");
-    by_nccl.clear();
-  }
+  const std::set<int> by_nccl = nccl_ranks(workers->topology(), placement);
   for (int replica = 0; replica < placement.replicas_size(); ++replica) {
     const auto& stages = placement.replicas(replica).stages();
     for (int stage = 0; stage < stages.size(); ++stage) {
@@ -190,6 +180,7 @@ void Job::State::assign(const Loading& loading) {
         assign.set_isa(flags.isa);
         assign.set_deterministic(flags.deterministic);
         assign.set_enforce_eager(flags.enforce_eager);
+        assign.set_peer_sums(peer_sum_choice(flags.peer_sums));
         for (const RankInfo& rank : workers->topology().ranks()) {
           if (rank.rank() != shard.rank()) continue;
           assign.set_threads(rank.device().threads());

@@ -234,6 +234,11 @@ void add_verify_flag(CLI::App& app, PlacementFlags& flags) {
   app.add_flag("--enforce_eager", flags.enforce_eager,
                "GPUs: queue each kernel of a decode step, record none as CUDA graphs: slower, for "
                "finding faults");
+  app.add_option("--peer_sums", flags.peer_sums,
+                 "GPUs that reach each other's memory sum there: auto, what is faster than NCCL as "
+                 "measured at the start; always, and where GPUs do not that is an error; never")
+      ->check(CLI::IsMember({"auto", "always", "never"}))
+      ->capture_default_str();
 }
 
 void add_plan_flags(CLI::App& app, PlanFlags& flags) {

@@ -38,6 +38,7 @@ struct PlacementFlags {
   std::string isa = "auto";        // CPU path, for tests
   bool deterministic = false;      // GPUs: rows bit-identical whatever the batch
   bool enforce_eager = false;      // GPUs: no CUDA graphs
+  std::string peer_sums = "auto";  // or always, never: GPUs sum in each other's memory
   std::chrono::milliseconds start_timeout{60000};  // --start_timeout: of each step before the load
   bool verify_checkpoint = false;        // digest all weights on every node; serve and generate
   std::string objective = "throughput";  // or latency

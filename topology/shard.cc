@@ -253,6 +253,10 @@ StagingBytes group_staging(const ModelSpec& model, const ReplicaSpec& replica, i
           std::max(bytes.copy, row * static_cast<size_t>(length(own.shards(tp_rank).vocab())));
       if (tp_rank == 0) bytes.gathered = row * static_cast<size_t>(model.vocab_size());
     }
+    const bool all_gpus =
+        std::all_of(own.shards().begin(), own.shards().end(),
+                    [](const ShardSpec& shard) { return shard.device() == DEVICE_KIND_CUDA; });
+    if (all_gpus) bytes.peers = static_cast<size_t>(peer_memory_bytes(ranks));
   }
   return bytes;
 }

@@ -78,7 +78,9 @@ struct StagingBytes {
   // Copies of tensors that lie on a device: of any one, of gathered logits.
   size_t copy = 0;
   size_t gathered = 0;
-  size_t total() const { return incoming + outgoing + 2 * outbox + copy + gathered; }
+  // Of a GPU's memory, for the sums of a group whose ranks all have one.
+  size_t peers = 0;
+  size_t total() const { return incoming + outgoing + 2 * outbox + copy + gathered + peers; }
 };
 // Of the stage's ranks.
 StagingBytes group_staging(const ModelSpec& model, const ReplicaSpec& replica, int stage,

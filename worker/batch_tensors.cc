@@ -28,6 +28,8 @@ int32_t padded(int32_t sequences) {
 
 }  // namespace
 
+int64_t BatchTensors::padded_rows(int32_t sequences) { return padded(sequences); }
+
 BatchTensors::BatchTensors(Backend& backend, const ModelSpec& model, const Placement& placement)
     : backend_(backend),
       vocab_size_(model.vocab_size()),

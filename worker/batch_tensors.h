@@ -22,6 +22,9 @@ class BatchTensors {
   // of no sequence, which are kept nowhere, up to one of few sizes.
   void load(const MicroBatch& batch, bool pad = false);
 
+  // At most so many rows a step of decode of `sequences` is padded to.
+  static int64_t padded_rows(int32_t sequences);
+
   const BatchView& view() const { return view_; }
   // What is not padding.
   int32_t num_tokens() const { return num_tokens_; }

@@ -150,7 +150,7 @@ void Stage::run_alike(int32_t sequences, int32_t tokens, int32_t end) {
     chunk.set_sample(true);
     tokens -= some;
   }
-  batch_.load(batch, end == 1 && replays());
+  batch_.load(batch, end == 1 && replays(sequences));
   compute({residual_.data(), DType::kF32, batch_.view().num_tokens, assign_.model().hidden_size()});
   settle();
   if (!reporter()) return;
@@ -169,7 +169,7 @@ void Stage::warm_up() {
   run_alike(sequences, sequences, placement.context());
   for (int32_t size = 1; size <= sequences; size *= 2) {
     // The first time is as it is, the second is recorded.
-    for (int time = 0; time < (replays() ? 2 : 1); ++time) run_alike(size, size, 1);
+    for (int time = 0; time < (replays(size) ? 2 : 1); ++time) run_alike(size, size, 1);
   }
   settle();
   backend_.synchronize();
@@ -191,7 +191,7 @@ void Stage::join_groups(Transport& tensors) {
     }
     const int pair[] = {replica.stages(stage - 1).shards(index).rank(),
                         replica.stages(stage).shards(index).rank()};
-    auto made = tensors.make_group(pair, edge_tag(placement, assign_.replica(), stage, index));
+    auto made = tensors.make_edge(pair, edge_tag(placement, assign_.replica(), stage, index));
     communication_bytes_ += made->reserve(
         edge_staging(assign_.model(), replica, assign_.stage(), index, placement, other), 1);
     return made;
@@ -251,7 +251,7 @@ void Stage::hand_on(Tensor x) {
 MicroBatchResult Stage::run(const MicroBatch& batch) {
   MicroBatchResult result;
   result.set_id(batch.id());
-  batch_.load(batch, replays());
+  batch_.load(batch, replays(batch.chunks_size()));
   const Tensor x(residual_.data(), DType::kF32, batch_.view().num_tokens,
                  assign_.model().hidden_size());
   const Tensor of_batch = x.row_range(0, batch_.num_tokens());
@@ -272,16 +272,25 @@ MicroBatchResult Stage::run(const MicroBatch& batch) {
   return result;
 }
 
-bool Stage::replays() const { return backend_.can_replay() && group_->size() == 1 && !observer_; }
+bool Stage::replays(int32_t sequences) const {
+  if (!backend_.can_replay() || observer_) return false;
+  const int64_t rows = BatchTensors::padded_rows(sequences);
+  return group_->can_record(rows * assign_.model().hidden_size() * element_size(DType::kF32));
+}
 
 void Stage::compute(Tensor x) {
   const auto operations = [&] {
     forward(x);
-    if (spec().has_head()) logits(x, batch_.sample_rows(), batch_.num_sample_rows());
+    if (spec().has_head()) own_logits(x, batch_.sample_rows(), batch_.num_sample_rows());
   };
-  if (batch_.key() == 0) return operations();
-  begin(OPERATION_ATTENTION);
-  backend_.replay(batch_.key(), operations);
+  if (batch_.key() == 0) {
+    operations();
+  } else {
+    begin(OPERATION_ATTENTION);
+    backend_.replay(batch_.key(), operations);
+    group_->replayed();
+  }
+  if (spec().has_head()) gather_logits(batch_.num_sample_rows());
 }
 
 void Stage::forward(Tensor x) {
@@ -290,6 +299,11 @@ void Stage::forward(Tensor x) {
 }
 
 void Stage::logits(Tensor x, const int32_t* rows, int64_t count) {
+  own_logits(x, rows, count);
+  gather_logits(count);
+}
+
+void Stage::own_logits(Tensor x, const int32_t* rows, int64_t count) {
   if (count == 0) return;
   const ModelSpec& model = assign_.model();
   const Weight& head = model.tied_embeddings() ? weights_.embedding : weights_.head;
@@ -304,7 +318,11 @@ void Stage::logits(Tensor x, const int32_t* rows, int64_t count) {
   if (model.logit_softcap() > 0) {
     backend_.soft_cap(local, static_cast<float>(model.logit_softcap()));
   }
-  if (group_->size() == 1) return;
+}
+
+void Stage::gather_logits(int64_t count) {
+  if (count == 0 || group_->size() == 1) return;
+  const Tensor local(head_local_.data(), DType::kF32, count, length(shard().vocab()));
   begin(OPERATION_GATHER);
   group_->gather_columns(logits_of(count), local, vocab_cols_, 0);
 }

@@ -78,7 +78,7 @@ class Stage {
   void hand_on(Tensor x);
   void forward(Tensor x);
   // Of steps that come again the device may keep a recording.
-  bool replays() const;
+  bool replays(int32_t sequences) const;
   // forward() and logits() of the loaded batch.
   void compute(Tensor x);
   // Of the warm-up: sequences that together have so many tokens and end at `end`.
@@ -86,6 +86,8 @@ class Stage {
   // Makes the logits of the first `count` of `rows`, which logits_of(count) then has on the
   // reporter: [count, vocab] fp32 on the device.
   void logits(Tensor x, const int32_t* rows, int64_t count);
+  void own_logits(Tensor x, const int32_t* rows, int64_t count);
+  void gather_logits(int64_t count);
   Tensor logits_of(int64_t count) const;
   const float* download_logits(Tensor logits);
   void sample(const MicroBatch& batch, MicroBatchResult& result);

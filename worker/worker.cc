@@ -12,6 +12,21 @@
 #include "worker/model/family.h"
 
 namespace trireme {
+namespace {
+
+PeerSums peer_sums_of(PeerSumChoice choice) {
+  switch (choice) {
+    case PEER_SUM_CHOICE_AUTO: return PeerSums::kAuto;
+    case PEER_SUM_CHOICE_ALWAYS: return PeerSums::kAlways;
+    case PEER_SUM_CHOICE_NEVER: return PeerSums::kNever;
+    default: break;
+  }
+  throw Error(Code::kInvalidArgument, "cannot take the assignment: peer_sums is " +
+                                          std::to_string(static_cast<int>(choice)) +
+                                          ", which this build does not know");
+}
+
+}  // namespace
 
 Worker::Worker(const Hello& hello, const std::string& model_path, WorkerChannel& channel,
                Transport& transport)
@@ -69,7 +84,8 @@ bool Worker::handle(const ToWorker& message) {
       FromWorker reply;
       const auto make_tensors = [&](Backend& device) {
         const auto& by_nccl = message.speeds().nccl_ranks();
-        return make_tensors_of(device, {by_nccl.begin(), by_nccl.end()});
+        return make_device_transport(transport_, device,
+                                     transport_options({by_nccl.begin(), by_nccl.end()}));
       };
       *reply.mutable_speeds() = measure_speeds(message.speeds(), hello_.info().rank(), transport_,
                                                make_tensors, channel_.cancellation());
@@ -122,14 +138,14 @@ bool Worker::abandoned_after(const Error& error) {
   return true;
 }
 
-std::unique_ptr<Transport> Worker::make_tensors_of(Backend& device, std::set<int> by_nccl) {
+DeviceTransportOptions Worker::transport_options(std::set<int> by_nccl) {
   DeviceTransportOptions options;
   options.rank = hello_.info().rank();
   options.nccl_ranks = std::move(by_nccl);
   options.keys = this;
   options.cancellation = &channel_.cancellation();
   options.progress = channel_.progress();
-  return make_device_transport(transport_, device, options);
+  return options;
 }
 
 void Worker::load(const Assign& assign) {
@@ -139,8 +155,12 @@ void Worker::load(const Assign& assign) {
   stage_.reset();
   backend_ = make_backend_of(assign);
   const std::unique_ptr<Checkpoint> checkpoint = Checkpoint::open(model_path_);
-  const auto tensors =
-      make_tensors_of(*backend_, {assign.nccl_ranks().begin(), assign.nccl_ranks().end()});
+  DeviceTransportOptions options =
+      transport_options({assign.nccl_ranks().begin(), assign.nccl_ranks().end()});
+  options.gpu_ranks = gpu_ranks(assign.placement());
+  options.peer_sums = peer_sums_of(assign.peer_sums());
+  options.deterministic = assign.deterministic();
+  const auto tensors = make_device_transport(transport_, *backend_, options);
   const auto tell = [&](const LoadProgress& progress) {
     channel_.cancellation().throw_if_cancelled();
     channel_.progress()->step();

@@ -38,7 +38,7 @@ class Worker : private KeyExchange {
 
   // Handles one message; false after Shutdown.
   bool handle(const ToWorker& message);
-  std::unique_ptr<Transport> make_tensors_of(Backend& device, std::set<int> by_nccl);
+  DeviceTransportOptions transport_options(std::set<int> by_nccl);
   void load(const Assign& assign);
   // Whether the replica's Abandon follows a micro-batch's error soon.
   bool abandoned_after(const Error& error);

@@ -137,6 +137,16 @@ class CudaBackend final : public Backend {
       scratch->free_outgrown();
   }
 
+  bool idle() override {
+    const cudaError_t code = cudaStreamQuery(stream_);
+    if (code == cudaErrorNotReady) {
+      cudaGetLastError();  // no error, but the runtime keeps it as if it were
+      return false;
+    }
+    cuda_check(code, "wait for the GPU");
+    return true;
+  }
+
   bool can_replay() const override { return record_steps_; }
 
   void replay(uint64_t key, const std::function<void()>& operations) override {

@@ -7,6 +7,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <cstddef>
 #include <cstdint>
 
 #include "kernels/backend.h"
@@ -82,6 +83,25 @@ struct SampleArguments {
 };
 
 void sample(cudaStream_t stream, const SampleArguments& arguments);
+
+// ---- peer_sum.cu: sums over GPUs that write into each other's memory ----
+
+// A group as one of its ranks sees it.
+struct PeerView {
+  // peer_memory_bytes(size) of each rank, where this GPU reaches them: zeros at first, but for the
+  // number of the first sum, which is not 0, in the first eight bytes.
+  std::byte* memory[kMostPeers] = {};
+  int32_t rank = 0;
+  int32_t size = 0;
+  const uint64_t* given_up = nullptr;  // in the host's memory: not zero once nothing is waited for
+};
+
+// x = Σ over ranks of x, added in fp32 in rank order, and rounded once where x is bf16 or fp16: the
+// same bits in every rank, by either way. All ranks call the same in the same order, with as many
+// elements, one at least, that lie beside each other. At once: of up to kSumAtOnceBytes; in parts:
+// of up to kSumPieceBytes. When the kernel returns because the host gave up x is anything.
+void sum_at_once(cudaStream_t stream, const PeerView& view, const Tensor& x);
+void sum_in_parts(cudaStream_t stream, const PeerView& view, const Tensor& x);
 
 // ---- attention.cu ----
 

@@ -6,6 +6,7 @@
 #include <cuda_runtime.h>
 
 #include <cstddef>
+#include <cstdint>
 
 namespace trireme::cuda {
 
@@ -67,6 +68,28 @@ void launch(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared
   config.numAttrs = launches_early() ? 1 : 0;
   cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
 }
+
+// Words that GPUs write into each other's memory, and the host into its own that they read. Each is
+// read whole, as it was written once; whoever reads a flag with load_flag() sees all that its
+// writer had written, or had seen across a barrier, before store_flag().
+__device__ inline void store_word(uint64_t* at, uint64_t value) {
+  asm volatile("st.relaxed.sys.global.u64 [%0], %1;" ::"l"(at), "l"(value) : "memory");
+}
+__device__ inline uint64_t load_word(const uint64_t* at) {
+  uint64_t value;
+  asm volatile("ld.relaxed.sys.global.u64 %0, [%1];" : "=l"(value) : "l"(at) : "memory");
+  return value;
+}
+__device__ inline void store_flag(uint64_t* at, uint64_t value) {
+  asm volatile("st.release.sys.global.u64 [%0], %1;" ::"l"(at), "l"(value) : "memory");
+}
+__device__ inline uint64_t load_flag(const uint64_t* at) {
+  uint64_t value;
+  asm volatile("ld.acquire.sys.global.u64 %0, [%1];" : "=l"(value) : "l"(at) : "memory");
+  return value;
+}
+// Between two looks at such a word.
+__device__ inline void pause_between_looks() {}
 
 // The shared_bytes of the launch, aligned to 16.
 __device__ inline void* dynamic_shared_memory() {

@@ -59,12 +59,26 @@ class EmulatedGpus(unittest.TestCase):
         self.assertRegex(log, r"\n  emulated.* TP2 [0-9.]+\n")  # what was measured of them
         self.assertNotIn("through host memory", log)
 
+    def test_two_gpus_sum_in_their_memory(self):
+        """Steps of decode are recordings then, whose sums no host takes part in."""
+        for flags in (["--peer_sums", "always"], ["--deterministic"]):
+            log = self.check("--tp", "2", *flags)
+            self.assertIn("sums of ranks 1 2 go by the memory of their GPUs, of up to 256.0 KiB at once", log)
+            self.assertIn("ranks 1 2 go by NCCL 2.28.9", log)
+        self.assertNotIn("memory of their GPUs", self.check("--tp", "2", "--peer_sums", "never"))
+
+    def test_ranks_of_mpi_sum_in_their_gpus_memory(self):
+        log = self.check("--tp", "2", ranks=3, nccl=21300)
+        self.assertIn("sums of ranks 1 2 go by the memory of their GPUs", log)
+        self.assertIn("tensors of ranks 1 2 go through host memory", log)
+
     def test_two_stages_hand_on_by_nccl(self):
         self.assertIn("go by NCCL", self.check("--pp", "2"))
 
     def test_a_cpu_rank_in_the_group(self):
         log = self.check("--tp", "3")
         self.assertIn("ranks 1 2 3 go through host memory", log)
+        self.assertNotIn("memory of their GPUs", log)
 
     def test_ranks_of_mpi_without_nccl(self):
         """Two GPUs and a CPU, stages: an edge between GPUs and one to the CPU, all by MPI."""

@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "kernels/backend.h"
+#include "kernels/cuda/cuda_device.h"
 #include "topology/memory.h"
 #include "topology/placement.h"
 #include "topology/shard.h"
@@ -109,6 +110,7 @@ std::vector<Assign> make_assignments(const RankJobOptions& options) {
   }
   set_devices(topology, placement);
   predict_bytes(model, placement);
+  const auto num_gpus = static_cast<int32_t>(cuda_devices().devices.size());
   std::vector<Assign> assigns;
   for (int stage = 0; stage < options.pp; ++stage) {
     for (int tp_rank = 0; tp_rank < options.tp; ++tp_rank) {
@@ -120,6 +122,8 @@ std::vector<Assign> make_assignments(const RankJobOptions& options) {
       assign.set_logical_vocab_size(model.vocab_size());
       assign.set_threads(options.threads);
       assign.set_isa(options.isa);
+      const int32_t gpu = stage * options.tp + tp_rank;
+      assign.set_device_index(gpu < num_gpus ? gpu : 0);
       for (int rank = 1; rank <= options.tp * options.pp; ++rank) assign.add_node_ranks(rank);
       assigns.push_back(std::move(assign));
     }
@@ -147,6 +151,11 @@ void check_bytes(const Assign& assign, const Stage& stage, const Backend& backen
       gpu ? cuda_scratch_bytes(assign.model(), spec, shard, assign.placement()) : 0;
   check("activations", shard.activation_bytes() - static_cast<uint64_t>(scratch),
         stage.activation_bytes() - (gpu ? backend.workspace_bytes() : 0));
+  // Ranks that are threads and share a GPU do not sum in its memory.
+  const uint64_t peers = group_staging(assign.model(), assign.placement().replicas(0),
+                                       assign.stage(), assign.tp_rank(), assign.placement())
+                             .peers;
+  if (stage.communication_bytes() + peers == shard.communication_bytes()) return;
   check("communication", shard.communication_bytes(), stage.communication_bytes());
 }
 
@@ -158,6 +167,10 @@ Logits run_rank(const std::string& model_path, const Assign& assign,
   const auto backend = make_backend_of(assign);
   const auto checkpoint = Checkpoint::open(model_path);
   DeviceTransportOptions options;
+  options.gpu_ranks = gpu_ranks(assign.placement());
+  Cancellation never;
+  options.cancellation = &never;
+  options.progress = std::make_shared<Progress>();
   options.rank =
       assign.placement().replicas(0).stages(assign.stage()).shards(assign.tp_rank()).rank();
   const auto tensors = make_device_transport(transport, *backend, options);

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "kernels/base/error.h"
+#include "kernels/sizes.h"
 #include "tests/support/models.h"
 #include "topology/device_map.h"
 #include "topology/shard.h"
@@ -256,6 +257,28 @@ TEST(Staging, OfAGpuHasCopiesOnTheHost) {
       EXPECT_EQ(is - was, stage == 1 && rank == 0 ? logits / 2 + logits + tensor : 0);
     }
   }
+}
+
+TEST(Staging, OfGpusAloneHasMemoryForTheirSums) {
+  const ModelSpec model = smollm2();
+  PlacementOptions options;
+  options.tp = 3;
+  options.pp = 1;
+  options.dp = 1;
+  Topology topology = make_topology(3, 16 * kGiB);
+  Placement placement = plan_placement(topology, model, options);
+  const auto peers = [&] {
+    set_devices(topology, placement);
+    return group_staging(model, placement.replicas(0), 0, 0, placement).peers;
+  };
+  for (const int rank : {0, 1}) {
+    topology.mutable_ranks(rank)->mutable_device()->set_kind(DEVICE_KIND_CUDA);
+  }
+  EXPECT_EQ(peers(), 0u);
+  topology.mutable_ranks(2)->mutable_device()->set_kind(DEVICE_KIND_CUDA);
+  EXPECT_EQ(peers(), size_t{12} << 20);
+  EXPECT_EQ(peer_memory_bytes(1), 0);
+  EXPECT_EQ(peer_memory_bytes(9), 0);
 }
 
 }  // namespace

@@ -44,6 +44,11 @@ class Communicator {
   // nothing could end. Ranks on the host have done it already.
   virtual void settle() {}
 
+  // Whether all_reduce_sum() of up to so many bytes may be part of Backend::replay().
+  virtual bool can_record(int64_t /*bytes*/) const { return size() == 1; }
+  // Sums of this rank were queued by a recording.
+  virtual void replayed() {}
+
   // Where its rank says what it is doing; a wait that lasts says there for whom.
   Progress& progress() { return *progress_; }
   const std::shared_ptr<Progress>& share_progress() const { return progress_; }
@@ -63,6 +68,10 @@ class Transport {
   // ranks: world ranks, this one among them, in group order. Every member calls it with the same
   // list and a `tag` that no other live group uses. Only members take part.
   virtual std::unique_ptr<Communicator> make_group(std::span<const int> ranks, int tag) = 0;
+  // The same of two ranks that send and receive and never sum.
+  virtual std::unique_ptr<Communicator> make_edge(std::span<const int> ranks, int tag) {
+    return make_group(ranks, tag);
+  }
 };
 
 }  // namespace trireme

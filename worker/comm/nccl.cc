@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Communicators are non-blocking (ncclConfig_t::blocking = 0): no call of NCCL's waits for another
-// rank. What is in progress is polled here, together with the Cancellation and the errors of all
-// groups; when one fails all are aborted, which ends their kernels.
+// rank. What is in progress is polled by QueuedWork, which asks for the errors of all groups; when
+// one fails all are aborted, which ends their kernels.
 #include "worker/comm/nccl.h"
 
 #include <cuda_runtime_api.h>
@@ -12,10 +12,8 @@
 #include <chrono>
 #include <cstring>
 #include <numeric>
-#include <set>
 #include <vector>
 
-#include "kernels/base/brief_wait.h"
 #include "kernels/base/check.h"
 #include "kernels/base/log.h"
 #include "kernels/cuda/cuda_check.h"
@@ -29,8 +27,6 @@ using cuda::cuda_check;
 
 // Older ones say that a send or recv of a non-blocking communicator is queued before it is.
 constexpr int kOldestVersion = 22400;
-// What takes longer is told, and looks for errors.
-constexpr std::chrono::milliseconds kUsual{1};
 constexpr std::chrono::milliseconds kRasTimeout{1000};
 
 static_assert(sizeof(ncclUniqueId) == Nccl::kKeyBytes);
@@ -93,26 +89,22 @@ Library open_library(const std::string& file) {
   return library;
 }
 
-// All groups of a rank, and its waits.
-class Groups {
+// All groups of a rank.
+class Groups : private QueuedWork::Part {
  public:
-  Groups(const Library& library, Backend& backend, const Cancellation& cancellation,
-         std::shared_ptr<Progress> progress)
-      : library_(library),
-        stream_(cuda::stream_of(backend)),
-        cancellation_(cancellation),
-        progress_(std::move(progress)) {
-    cuda_check(cudaEventCreateWithFlags(&queued_, cudaEventDisableTiming), "make a CUDA event");
+  Groups(const Library& library, Backend& backend, std::shared_ptr<QueuedWork> work)
+      : library_(library), stream_(cuda::stream_of(backend)), work_(std::move(work)) {
+    work_->add(*this);
   }
-  ~Groups() {
-    abort_all();
-    cudaEventDestroy(queued_);
+  ~Groups() override {
+    work_->remove(*this);
+    end();
   }
   Groups(const Groups&) = delete;
 
   const Library& library() const { return library_; }
   cudaStream_t stream() const { return stream_; }
-  const std::shared_ptr<Progress>& progress() const { return progress_; }
+  QueuedWork& work() const { return *work_; }
 
   void add(ncclComm_t group) { groups_.push_back(group); }
   // Waits for nobody: what had to arrive was waited for by settle().
@@ -123,27 +115,12 @@ class Groups {
   // Until `code`, of a call for `group`, is no longer ncclInProgress: the call has then been
   // queued.
   void await(ncclResult_t code, ncclComm_t group, std::span<const int> peers, const char* action) {
-    for (const int peer : peers) unsettled_.insert(peer);
-    wait(peers, [&] {
+    work_->queued(peers);
+    work_->wait(peers, [&] {
       if (code == ncclInProgress) check(library_.async_error(group, &code), action);
       if (code != ncclInProgress) check(code, action);
       return code == ncclSuccess;
     });
-  }
-
-  // Until what was queued has been done.
-  void settle() {
-    if (unsettled_.empty()) return;
-    if (failed_) throw Error(Code::kCancelled, "NCCL has failed before");
-    cuda_check(cudaEventRecord(queued_, stream_), "record a CUDA event");
-    const std::vector<int> peers(unsettled_.begin(), unsettled_.end());
-    wait(peers, [&] {
-      const cudaError_t code = cudaEventQuery(queued_);
-      if (code == cudaErrorNotReady) return false;
-      cuda_check(code, "wait for the GPU");
-      return true;
-    });
-    unsettled_.clear();
   }
 
   void check(ncclResult_t code, const char* action) {
@@ -154,63 +131,38 @@ class Groups {
     if (detail != nullptr && *detail != '\0') text += std::string(" (") + detail + ")";
     const std::string view = read_nccl_ras(kNcclRasPort, kRasTimeout);
     if (!view.empty()) log_warn("NCCL's own view of the job: " + view);
-    abort_all();
+    work_->end();
     // Where NCCL blames the system or another rank, that one or the way to it has gone.
     const bool gone = code == ncclRemoteError || code == ncclSystemError;
     throw Error(gone ? Code::kUnavailable : Code::kInternal,
                 text + "; NCCL_DEBUG=WARN makes it say more");
   }
 
-  void require_life() const { CHECK(!failed_, "a communicator was used after its end"); }
-
  private:
-  template <class Done>
-  void wait(std::span<const int> peers, Done done) {
-    BriefWait brief;
-    bool told = false;
-    while (!done()) {
-      if (cancellation_.cancelled()) {
-        abort_all();
-        cancellation_.throw_if_cancelled();
-      }
-      if (brief.lasted() >= kUsual) {
-        for (const ncclComm_t group : groups_) {
-          ncclResult_t state = ncclSuccess;
-          check(library_.async_error(group, &state), "ask for errors");
-          check(state, "exchange tensors");
-        }
-        if (!told) {
-          progress_->step();
-          progress_->wait_for(peers);
-          told = true;
-        }
-      }
-      brief.pause();
+  void look() override {
+    for (const ncclComm_t group : groups_) {
+      ncclResult_t state = ncclSuccess;
+      check(library_.async_error(group, &state), "ask for errors");
+      check(state, "exchange tensors");
     }
-    if (told) progress_->wait_for({});
   }
 
-  void abort_all() {
-    failed_ = true;
+  void end() override {
     for (const ncclComm_t group : groups_) library_.abort(group);
     groups_.clear();
   }
 
   const Library library_;
   const cudaStream_t stream_;
-  const Cancellation& cancellation_;
-  const std::shared_ptr<Progress> progress_;
-  cudaEvent_t queued_ = nullptr;
+  const std::shared_ptr<QueuedWork> work_;
   std::vector<ncclComm_t> groups_;
-  std::set<int> unsettled_;  // for whom something was queued since the last settle()
-  bool failed_ = false;
 };
 
 class NcclCommunicator final : public Communicator {
  public:
   NcclCommunicator(std::shared_ptr<Groups> groups, ncclComm_t group, std::span<const int> ranks,
                    int rank, Backend& backend)
-      : Communicator(groups->progress()),
+      : Communicator(groups->work().progress()),
         groups_(std::move(groups)),
         group_(group),
         rank_(rank),
@@ -287,7 +239,7 @@ class NcclCommunicator final : public Communicator {
     return parts_.empty() ? 0 : parts_.back().bytes();
   }
 
-  void settle() override { groups_->settle(); }
+  void settle() override { groups_->work().settle(); }
 
  private:
   static size_t count_of(const Tensor& x) {
@@ -298,7 +250,7 @@ class NcclCommunicator final : public Communicator {
 
   template <class Start>
   void queue(const char* action, Start start) {
-    groups_->require_life();
+    groups_->work().require_life();
     const ncclResult_t code = start(groups_->library());
     groups_->check(code, action);
     groups_->await(code, group_, peers_, action);
@@ -348,11 +300,10 @@ class NcclCommunicator final : public Communicator {
 
 class OpenedNccl final : public Nccl {
  public:
-  OpenedNccl(const std::string& library, Backend& backend, const Cancellation& cancellation,
-             std::shared_ptr<Progress> progress)
+  OpenedNccl(const std::string& library, Backend& backend, std::shared_ptr<QueuedWork> work)
       : library_(open_library(library)),
         backend_(backend),
-        groups_(std::make_shared<Groups>(library_, backend, cancellation, std::move(progress))) {}
+        groups_(std::make_shared<Groups>(library_, backend, std::move(work))) {}
 
   std::string make_key() override {
     ncclUniqueId id{};
@@ -385,7 +336,6 @@ class OpenedNccl final : public Nccl {
   }
 
   int version() const override { return library_.version; }
-  void settle() override { groups_->settle(); }
 
  private:
   const Library library_;
@@ -403,9 +353,9 @@ NcclVersion find_nccl(const std::string& library) {
   }
 }
 
-std::unique_ptr<Nccl> make_nccl(Backend& backend, const Cancellation& cancellation,
-                                std::shared_ptr<Progress> progress, const std::string& library) {
-  return std::make_unique<OpenedNccl>(library, backend, cancellation, std::move(progress));
+std::unique_ptr<Nccl> make_nccl(Backend& backend, std::shared_ptr<QueuedWork> work,
+                                const std::string& library) {
+  return std::make_unique<OpenedNccl>(library, backend, std::move(work));
 }
 
 }  // namespace trireme

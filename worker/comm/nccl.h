@@ -10,6 +10,7 @@
 #include <string>
 
 #include "worker/comm/communicator.h"
+#include "worker/comm/queued_work.h"
 
 namespace trireme {
 
@@ -23,8 +24,7 @@ struct NcclVersion {
 // Opens the library. Never throws: that it is missing is an answer.
 NcclVersion find_nccl(const std::string& library = kNcclLibrary);
 
-// NCCL as one rank uses it, on the stream of its backend. All groups of a rank fail together: one
-// kernel that waits for a dead peer keeps the whole stream. Used by the worker's thread.
+// NCCL as one rank uses it, on the stream of its backend. Used by the worker's thread.
 class Nccl {
  public:
   virtual ~Nccl() = default;
@@ -41,14 +41,11 @@ class Nccl {
   virtual std::unique_ptr<Communicator> make_group(std::span<const int> ranks, int rank,
                                                    const std::string& key) = 0;
   virtual int version() const = 0;
-  // As Communicator::settle(), of all groups.
-  virtual void settle() = 0;
 };
 
-// The backend is a CUDA backend and, like the cancellation, outlives the groups. Throws
-// kFailedPrecondition where find_nccl() gives a reason.
-std::unique_ptr<Nccl> make_nccl(Backend& backend, const Cancellation& cancellation,
-                                std::shared_ptr<Progress> progress,
+// The backend is a CUDA backend and outlives the groups; the work is all that this rank queues on
+// it. Throws kFailedPrecondition where find_nccl() gives a reason.
+std::unique_ptr<Nccl> make_nccl(Backend& backend, std::shared_ptr<QueuedWork> work,
                                 const std::string& library = kNcclLibrary);
 
 }  // namespace trireme

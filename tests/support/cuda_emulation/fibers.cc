@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// The ctas of an emulated launch. One thread of the process runs them; fibers take turns in the
+// The ctas of an emulated launch. The thread that launches runs them; fibers take turns in the
 // order of their threads, each until it waits.
+#include <chrono>
 #include <deque>
 #include <memory>
-#include <mutex>
+#include <thread>
 #include <vector>
 
 #include "kernels/base/check.h"
@@ -69,10 +70,13 @@ struct Cta {
   std::vector<std::byte> shared;
   // Two sets of slots in turn: a lane may be at the next exchange while others read this one.
   std::vector<std::byte> slots[2];
+  // Of the launch: how often its fibers looked in vain for what another device writes.
+  int64_t looks = 0;
+  std::chrono::steady_clock::time_point begun;
 };
 
 Cta& cta() {
-  static Cta instance;
+  static thread_local Cta instance;
   return instance;
 }
 
@@ -144,7 +148,10 @@ void run_cta(size_t threads) {
         std::all_of(c.fibers.begin(), c.fibers.begin() + static_cast<std::ptrdiff_t>(threads),
                     [](const Fiber& fiber) { return fiber.state == Fiber::State::kDone; });
     if (all_done) return;
-    bool released = release(0, threads, Fiber::State::kAtCta);
+    const bool any_ready =
+        std::any_of(c.fibers.begin(), c.fibers.begin() + static_cast<std::ptrdiff_t>(threads),
+                    [](const Fiber& fiber) { return fiber.state == Fiber::State::kReady; });
+    bool released = any_ready | release(0, threads, Fiber::State::kAtCta);
     for (size_t i = 0; i < threads; i += kLanes) {
       released |= release(i, std::min(threads, i + kLanes), Fiber::State::kAtWarp);
     }
@@ -161,6 +168,18 @@ const dim3& grid_size() { return cta().grid; }
 int lane() { return cta().running->number % kLanes; }
 void* shared_memory() { return cta().shared.data(); }
 void wait_for_cta() { wait(Fiber::State::kAtCta); }
+
+void wait_for_others() {
+  constexpr int kLooks = 2048;  // of all fibers, before the core is given away
+  constexpr std::chrono::seconds kPatience{120};
+  Cta& c = cta();
+  if (++c.looks % kLooks == 0) {
+    CHECK(std::chrono::steady_clock::now() - c.begun < kPatience,
+          "a kernel waits for another device that does not write");
+    std::this_thread::sleep_for(std::chrono::microseconds(20));
+  }
+  wait(Fiber::State::kReady);
+}
 
 const std::byte* exchange(const void* mine, size_t bytes) {
   Cta& c = cta();
@@ -191,8 +210,6 @@ void wait_for_all_groups_but(size_t latest) {
 }
 
 void run(dim3 grid, int threads, size_t shared_bytes, const std::function<void()>& body) {
-  static std::mutex one_device;  // ranks that are threads take turns
-  const std::lock_guard lock(one_device);
   const DeviceAccess access;
   Cta& c = cta();
   CHECK(threads > 0 && threads <= 1024 && grid.x > 0 && grid.y > 0 && grid.z > 0 &&
@@ -204,6 +221,8 @@ void run(dim3 grid, int threads, size_t shared_bytes, const std::function<void()
   c.body = &body;
   c.size = dim3(static_cast<unsigned>(threads));
   c.grid = grid;
+  c.looks = 0;
+  c.begun = std::chrono::steady_clock::now();
   for (unsigned z = 0; z < grid.z; ++z) {
     for (unsigned y = 0; y < grid.y; ++y) {
       for (unsigned x = 0; x < grid.x; ++x) {

@@ -7,5 +7,6 @@
 int main(int argc, char** argv) {
   testing::InitGoogleTest(&argc, argv);
   trireme::cuda::emulation::hide_memory();
+  trireme::cuda::emulation::set_num_devices(8);
   return RUN_ALL_TESTS();
 }

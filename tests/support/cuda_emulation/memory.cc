@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// Pages of its own for every allocation, handed out full of NaN patterns.
+// Pages of its own for every allocation, handed out full of NaN patterns. What a process exports
+// lies in an unnamed file from then on, which others open by way of /proc.
 #include "tests/support/cuda_emulation/memory.h"
 
 #include <cuda_runtime_api.h>
+#include <fcntl.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
+#include <cstdio>
 #include <cstring>
 #include <map>
 #include <mutex>
@@ -17,15 +21,28 @@ namespace {
 
 constexpr int kUsable = PROT_READ | PROT_WRITE;
 
+// What a handle of an export says.
+struct Export {
+  int64_t process = 0;
+  int32_t file = 0;
+  uint64_t bytes = 0;
+};
+static_assert(sizeof(Export) <= sizeof(cudaIpcMemHandle_t));
+
 // Where the processor has protection keys a thread opens and shuts all pages by a register of its
 // own, which new threads inherit; else all pages are changed, for everyone.
 struct Memory {
-  int key = -1;      // of hidden memory; -1: there is none
-  std::mutex mutex;  // guards what follows
-  std::map<void*, size_t> allocations;
+  int key = -1;                         // of hidden memory; -1: there is none
+  std::mutex mutex;                     // guards what follows
+  std::map<void*, size_t> allocations;  // and what was opened of others
+  std::map<void*, int> exports;         // their files
   bool hidden = false;
   int users = 0;
 
+  void lock_with_key(void* data, size_t bytes) const {
+    if (key < 0) return;
+    CHECK(pkey_mprotect(data, bytes, kUsable, key) == 0, "an allocation's key");
+  }
   void protect_all(int protection) {
     for (const auto& [data, bytes] : allocations) {
       CHECK(mprotect(data, bytes, protection) == 0, "the pages of an emulated device");
@@ -86,9 +103,7 @@ cudaError_t cudaMalloc(void** data, size_t bytes) {
   }
   std::memset(*data, 0xFF, bytes);
   auto& memory = emulation::memory();
-  if (memory.key >= 0) {
-    CHECK(pkey_mprotect(*data, bytes, emulation::kUsable, memory.key) == 0, "an allocation's key");
-  }
+  memory.lock_with_key(*data, bytes);
   const std::lock_guard lock(memory.mutex);
   memory.allocations[*data] = bytes;
   if (memory.hidden && memory.users == 0) mprotect(*data, bytes, PROT_NONE);
@@ -104,7 +119,58 @@ cudaError_t cudaFree(void* data) {
   if (found == memory.allocations.end()) return cudaErrorInvalidValue;
   munmap(data, found->second);
   memory.allocations.erase(found);
+  const auto exported = memory.exports.find(data);
+  if (exported != memory.exports.end()) {
+    close(exported->second);
+    memory.exports.erase(exported);
+  }
   return cudaSuccess;
 }
+
+cudaError_t cudaIpcGetMemHandle(cudaIpcMemHandle_t* handle, void* data) {
+  auto& memory = emulation::memory();
+  const emulation::DeviceAccess access;
+  const std::lock_guard lock(memory.mutex);
+  const auto found = memory.allocations.find(data);
+  if (found == memory.allocations.end()) return cudaErrorInvalidValue;
+  const size_t bytes = found->second;
+  auto& exports = memory.exports;
+  if (!exports.contains(data)) {
+    const int file = memfd_create("emulated GPU memory", MFD_CLOEXEC);
+    if (file < 0 || ftruncate(file, static_cast<off_t>(bytes)) != 0 ||
+        pwrite(file, data, bytes, 0) != static_cast<ssize_t>(bytes) ||
+        mmap(data, bytes, emulation::kUsable, MAP_SHARED | MAP_FIXED, file, 0) != data) {
+      return cudaErrorMemoryAllocation;
+    }
+    memory.lock_with_key(data, bytes);
+    exports[data] = file;
+  }
+  const emulation::Export made{getpid(), exports[data], bytes};
+  std::memcpy(handle, &made, sizeof(made));
+  return cudaSuccess;
+}
+
+cudaError_t cudaIpcOpenMemHandle(void** data, cudaIpcMemHandle_t handle, unsigned) {
+  emulation::Export made;
+  std::memcpy(static_cast<void*>(&made), &handle, sizeof(made));
+  if (made.process == getpid()) return cudaErrorInvalidResourceHandle;  // as CUDA has it
+  char path[64];
+  std::snprintf(path, sizeof path, "/proc/%lld/fd/%d", static_cast<long long>(made.process),
+                made.file);
+  const int file = open(path, O_RDWR | O_CLOEXEC);
+  if (file < 0) return cudaErrorInvalidValue;
+  void* const opened = mmap(nullptr, made.bytes, emulation::kUsable, MAP_SHARED, file, 0);
+  close(file);
+  if (opened == MAP_FAILED) return cudaErrorMapBufferObjectFailed;
+  auto& memory = emulation::memory();
+  memory.lock_with_key(opened, made.bytes);
+  const std::lock_guard lock(memory.mutex);
+  memory.allocations[opened] = made.bytes;
+  if (memory.hidden && memory.users == 0) mprotect(opened, made.bytes, PROT_NONE);
+  *data = opened;
+  return cudaSuccess;
+}
+
+cudaError_t cudaIpcCloseMemHandle(void* data) { return cudaFree(data); }
 
 }  // extern "C"

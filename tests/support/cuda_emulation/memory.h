@@ -19,7 +19,10 @@ class DeviceAccess {
   int rights_before_ = 0;
 };
 
-// Whether events stay incomplete, as if a kernel waited for ever.
+// Whether events and streams stay incomplete, as if a kernel waited for ever.
 void stall_events(bool stalled);
+
+// How many devices the process has.
+void set_num_devices(int count);
 
 }  // namespace trireme::cuda::emulation

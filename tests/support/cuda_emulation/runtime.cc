@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The few functions of the CUDA runtime that the backend calls, over host memory. Everything is
-// done when a call returns. Of its devices there are two, alike.
+// done when a call returns. Of its devices there are two, alike, if nobody says more.
 #include <cuda_runtime_api.h>
 
 #include <atomic>
@@ -17,6 +17,8 @@ using trireme::cuda::emulation::recording;
 
 namespace {
 std::atomic<bool> stalled{false};
+std::atomic<int> num_devices{2};
+thread_local int current_device = 0;
 
 // Of what a recording thread may not do.
 cudaError_t unless_recording() {
@@ -25,12 +27,16 @@ cudaError_t unless_recording() {
 }  // namespace
 
 void trireme::cuda::emulation::stall_events(bool value) { stalled = value; }
+void trireme::cuda::emulation::set_num_devices(int count) { num_devices = count; }
 
 extern "C" {
 
 cudaError_t cudaMallocHost(void** data, size_t bytes) {
   *data = std::malloc(bytes);
   return *data == nullptr ? cudaErrorMemoryAllocation : cudaSuccess;
+}
+cudaError_t cudaHostAlloc(void** data, size_t bytes, unsigned) {
+  return cudaMallocHost(data, bytes);
 }
 cudaError_t cudaFreeHost(void* data) {
   std::free(data);
@@ -82,6 +88,9 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
   return cudaSuccess;
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t) { return unless_recording(); }
+cudaError_t cudaStreamQuery(cudaStream_t) {
+  return stalled ? cudaErrorNotReady : unless_recording();
+}
 cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
@@ -97,11 +106,29 @@ cudaError_t cudaEventDestroy(cudaEvent_t) { return cudaSuccess; }
 cudaError_t cudaGetLastError() { return cudaSuccess; }
 const char* cudaGetErrorString(cudaError_t) { return "an error of the emulated runtime"; }
 
-cudaError_t cudaSetDevice(int) { return cudaSuccess; }
-cudaError_t cudaGetDeviceCount(int* count) {
-  *count = 2;
+cudaError_t cudaSetDevice(int device) {
+  current_device = device;
   return cudaSuccess;
 }
+cudaError_t cudaGetDevice(int* device) {
+  *device = current_device;
+  return cudaSuccess;
+}
+cudaError_t cudaGetDeviceCount(int* count) {
+  *count = num_devices;
+  return cudaSuccess;
+}
+cudaError_t cudaDeviceGetByPCIBusId(int* device, const char* id) {
+  unsigned bus = 0;
+  if (std::sscanf(id, "0000:%x:00.0", &bus) != 1 || bus < 1) return cudaErrorInvalidValue;
+  *device = static_cast<int>(bus) - 1;
+  return *device < num_devices ? cudaSuccess : cudaErrorInvalidDevice;
+}
+cudaError_t cudaDeviceCanAccessPeer(int* possible, int, int) {
+  *possible = 1;
+  return cudaSuccess;
+}
+cudaError_t cudaDeviceEnablePeerAccess(int, unsigned) { return cudaSuccess; }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
   *properties = {};
   std::strcpy(properties->name, "emulated");

@@ -42,20 +42,25 @@ struct Member {
   Backend& backend;
 };
 
+std::shared_ptr<QueuedWork> work_of(Backend& backend, const Cancellation& cancellation) {
+  return std::make_shared<QueuedWork>(backend, cancellation, std::make_shared<Progress>());
+}
+
 void run_ranks(int size, const std::function<void(Member)>& body) {
   std::vector<int> ranks(static_cast<size_t>(size));
   std::iota(ranks.begin(), ranks.end(), 1);
   const auto make = [] { return make_backend({.device = "cuda"}); };
   const auto first = make();
   const Cancellation never;
-  const std::string key = make_nccl(*first, never, std::make_shared<Progress>(), kFake)->make_key();
+  const std::string key = make_nccl(*first, work_of(*first, never), kFake)->make_key();
   std::vector<std::thread> threads;
   for (int index = 0; index < size; ++index) {
     threads.emplace_back([&, index] {
       Cancellation cancellation;
       const auto progress = std::make_shared<Progress>();
       const auto backend = make();
-      const auto nccl = make_nccl(*backend, cancellation, progress, kFake);
+      const auto work = std::make_shared<QueuedWork>(*backend, cancellation, progress);
+      const auto nccl = make_nccl(*backend, work, kFake);
       const auto group = nccl->make_group(ranks, index, key);
       body({*nccl, *group, cancellation, *progress, *backend});
     });
@@ -100,8 +105,9 @@ TEST(Nccl, SaysWhyItCannotBeUsed) {
   EXPECT_EQ(find_nccl(kFake).number, 22809);
   const auto backend = make_backend({.device = "cuda"});
   const Cancellation never;
-  EXPECT_EQ(code_of([&] { make_nccl(*backend, never, nullptr, "libno-such.so"); }, "install"),
-            Code::kFailedPrecondition);
+  EXPECT_EQ(
+      code_of([&] { make_nccl(*backend, work_of(*backend, never), "libno-such.so"); }, "install"),
+      Code::kFailedPrecondition);
 }
 
 TEST(Nccl, RefusesAKeyOfAnotherLength) {
@@ -116,7 +122,7 @@ TEST(Nccl, RefusesAKeyOfAnotherLength) {
 TEST(Nccl, CancelEndsEveryWait) {
   const auto backend = make_backend({.device = "cuda"});
   Cancellation cancellation;
-  const auto alone = make_nccl(*backend, cancellation, std::make_shared<Progress>(), kFake);
+  const auto alone = make_nccl(*backend, work_of(*backend, cancellation), kFake);
   const std::vector<int> ranks = {1, 2};
   const int before = fake().num_aborts();
   EXPECT_LE(cancel_delay(cancellation, [&] { alone->make_group(ranks, 0, alone->make_key()); }),

@@ -2,7 +2,8 @@
 // Device code on the CPU: stands where kernels/cuda/launch.cuh stands in a build for GPUs, so that
 // the kernels' own sources run in tests on machines without one. Each thread of a cta is a fiber,
 // and a cta runs after the other; barriers and exchanges within a warp are real, a kernel that
-// would hang on a GPU fails. Slow, and no word about speed, races between ctas or the memory model.
+// would hang on a GPU fails. Threads of the process have a device each: their kernels run beside
+// each other. Slow, and no word about speed, races between ctas or the memory model.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -27,6 +28,8 @@ const dim3& grid_size();
 int lane();
 void* shared_memory();
 void wait_for_cta();
+// Lets others go on, of the cta and then of the machine.
+void wait_for_others();
 // Gives 64 bytes of each lane of the warp to all its lanes; `all` [32][64] is valid until the next
 // call of any of them.
 constexpr size_t kExchangeBytes = 64;
@@ -56,6 +59,16 @@ inline void begin() {}
 
 inline void* dynamic_shared_memory() { return emulation::shared_memory(); }
 
+inline void store_word(uint64_t* at, uint64_t value) {
+  __atomic_store_n(at, value, __ATOMIC_RELAXED);
+}
+inline uint64_t load_word(const uint64_t* at) { return __atomic_load_n(at, __ATOMIC_RELAXED); }
+inline void store_flag(uint64_t* at, uint64_t value) {
+  __atomic_store_n(at, value, __ATOMIC_RELEASE);
+}
+inline uint64_t load_flag(const uint64_t* at) { return __atomic_load_n(at, __ATOMIC_ACQUIRE); }
+inline void pause_between_looks() { emulation::wait_for_others(); }
+
 // ---- what the compiler for devices has of its own ----
 
 #define threadIdx (::trireme::cuda::emulation::thread_index())
@@ -64,7 +77,7 @@ inline void* dynamic_shared_memory() { return emulation::shared_memory(); }
 #define gridDim (::trireme::cuda::emulation::grid_size())
 #define __launch_bounds__(...)
 #undef __shared__
-#define __shared__ static
+#define __shared__ static thread_local
 
 using std::max;
 using std::min;
