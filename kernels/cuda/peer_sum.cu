@@ -2,11 +2,10 @@
 // Sums over the GPUs of a group, each of which writes into the memory of all (NVLink, or PCIe).
 //
 // What a rank's memory holds (kernels/sizes.h says where):
-//   counter      the number of the sum that comes next, and ctas that have finished this one
-//   flags        [2 phases][cta][rank]: the number of the last sum whose data of that phase is
-//   there words        [2 parities][rank][...]: four bytes of a rank's x below the tag of the sum's
-//   number parts, sums  [2 parities][2][rank][...]: a rank's share of this rank's part; a rank's
-//   sum
+// - counter: the number of the sum that comes next, and ctas that have finished this one.
+// - flags [2 phases][cta][rank]: the number of the last sum whose data of that phase is there.
+// - words [2 parities][rank][...]: four bytes of a rank's x below the tag of the sum's number.
+// - vectors [2 parities][2][rank][...]: a rank's share of this rank's part; a rank's sum.
 //
 // Numbers live on the GPU, so that a launch that was recorded is good for every sum. Data of even
 // and of odd numbers lie apart, and nothing else guards them: a rank that has finished sum n + 1
