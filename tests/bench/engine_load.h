@@ -13,11 +13,11 @@ struct DecodeLoad {
   int sequences = 1;
   int32_t prompt = 16;  // tokens of each
   int32_t warm = 4;     // of each answer, before the clock starts
-  int32_t timed = 24;   // of each, timed
+  int32_t timed = 24;   // of each, timed: about so many
 };
 
-// Tokens per second of the timed tokens of all sequences together. Throws kInternal with the reason
-// where a request fails.
+// Tokens per second of all sequences together while all of them answer. Throws kInternal with the
+// reason where a request fails.
 double decode_rate(Job& job, const DecodeLoad& load);
 
 // Prompt tokens per second of one prompt alone, up to its first token.

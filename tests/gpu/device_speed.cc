@@ -2,6 +2,7 @@
 #include "tests/gpu/device_speed.h"
 
 #include <algorithm>
+#include <random>
 
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/cuda_stream.h"
@@ -12,6 +13,12 @@ using cuda::cuda_check;
 
 namespace {
 constexpr size_t kCopyBytes = size_t{1} << 30;
+constexpr size_t kNoiseBytes = size_t{64} << 20;
+
+void copy_on_device(Backend& backend, void* to, const void* from, size_t bytes) {
+  cuda_check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, cuda::stream_of(backend)),
+             "copy");
+}
 }  // namespace
 
 Stopwatch::Stopwatch(cudaStream_t stream) : stream_(stream) {
@@ -34,27 +41,43 @@ double Stopwatch::time(const std::function<void()>& queue) {
   return ms * 1e-3;
 }
 
-DeviceCopy::DeviceCopy(Backend& backend)
-    : backend_(backend), from_(backend.allocate(kCopyBytes)), to_(backend.allocate(kCopyBytes)) {}
-
-double DeviceCopy::measure(Stopwatch& watch) const {
-  const double took = watch.time([&] {
-    cuda_check(cudaMemcpyAsync(to_.data(), from_.data(), kCopyBytes, cudaMemcpyDeviceToDevice,
-                               cuda::stream_of(backend_)),
-               "copy");
-  });
-  return 2.0 * kCopyBytes / took;
+Noise::Noise(Backend& backend) : backend_(backend), block_(backend.allocate(kNoiseBytes)) {
+  std::mt19937 random(7);
+  std::normal_distribution<float> normal;
+  std::vector<uint16_t> values(kNoiseBytes / sizeof(uint16_t));
+  for (uint16_t& value : values) value = float_to_bf16(normal(random));
+  backend.upload(block_.data(), values.data(), kNoiseBytes);
+  backend.synchronize();
 }
 
-Matrices::Matrices(Backend& backend, const MatrixShapes& shapes, int64_t most_rows)
+void Noise::fill(const Buffer& buffer) const {
+  for (size_t at = 0; at < buffer.bytes(); at += kNoiseBytes) {
+    copy_on_device(backend_, static_cast<std::byte*>(buffer.data()) + at, block_.data(),
+                   std::min(kNoiseBytes, buffer.bytes() - at));
+  }
+}
+
+DeviceCopy::DeviceCopy(Backend& backend, const Noise& noise)
+    : backend_(backend), from_(backend.allocate(kCopyBytes)), to_(backend.allocate(kCopyBytes)) {
+  noise.fill(from_);
+}
+
+void DeviceCopy::queue() const { copy_on_device(backend_, to_.data(), from_.data(), kCopyBytes); }
+
+double DeviceCopy::measure(Stopwatch& watch) const {
+  return 2.0 * kCopyBytes / watch.time([this] { queue(); });
+}
+
+Matrices::Matrices(Backend& backend, const Noise& noise, const MatrixShapes& shapes,
+                   int64_t most_rows)
     : backend_(backend), shapes_(shapes) {
   for (int layer = 0; layer < shapes.layers; ++layer) {
-    add(shapes.dtype, shapes.qkv, shapes.hidden);
-    add(shapes.dtype, shapes.hidden, shapes.attended);
-    add(shapes.dtype, 2 * shapes.ffn, shapes.hidden);
-    add(shapes.dtype, shapes.hidden, shapes.ffn);
+    add(noise, shapes.dtype, shapes.qkv, shapes.hidden);
+    add(noise, shapes.dtype, shapes.hidden, shapes.attended);
+    add(noise, shapes.dtype, 2 * shapes.ffn, shapes.hidden);
+    add(noise, shapes.dtype, shapes.hidden, shapes.ffn);
   }
-  add(DType::kBF16, shapes.vocab, shapes.hidden);
+  add(noise, DType::kBF16, shapes.vocab, shapes.hidden);
   int64_t widest_x = 0;
   int64_t widest_y = 0;
   for (const Weight& w : weights_) {
@@ -63,11 +86,13 @@ Matrices::Matrices(Backend& backend, const MatrixShapes& shapes, int64_t most_ro
   }
   x_ = backend.allocate(static_cast<size_t>(most_rows * widest_x * 2));
   y_ = backend.allocate(static_cast<size_t>(most_rows * widest_y * 4));
+  noise.fill(x_);
 }
 
-void Matrices::add(DType dtype, int64_t n, int64_t k) {
+void Matrices::add(const Noise& noise, DType dtype, int64_t n, int64_t k) {
   weights_.push_back(is_quantised(dtype) ? backend_.make_quantised(dtype, n, k, 0, k)
                                          : backend_.make_weight(dtype, n, k));
+  noise.fill(weights_.back().storage);
   bytes_ += static_cast<double>(weights_.back().storage.bytes());
 }
 

@@ -35,7 +35,7 @@ constexpr int32_t kHeads = 32, kKvHeads = 2, kHeadDim = 128, kBlock = 16;
 // A decode step's attention in one layer: `sequences`, each with a context of `context`.
 class Attention {
  public:
-  Attention(Backend& backend, int32_t sequences, int32_t context)
+  Attention(Backend& backend, const Noise& noise, int32_t sequences, int32_t context)
       : backend_(backend), sequences_(sequences) {
     const int32_t blocks = (context + kBlock - 1) / kBlock;
     kv_ = {nullptr,  nullptr, nullptr, nullptr, 0, DType::kBF16, sequences * blocks,
@@ -58,6 +58,8 @@ class Attention {
     const int64_t values = int64_t{sequences} * kHeads * kHeadDim;
     q_ = backend.allocate(static_cast<size_t>(values * 4));
     y_ = backend.allocate(static_cast<size_t>(values * 2));
+    noise.fill(cache_);
+    noise.fill(q_);
   }
   void run() {
     constexpr int64_t kCols = int64_t{kHeads} * kHeadDim;
@@ -86,9 +88,9 @@ class Attention {
 // Layers of int8 or int4 beside those of bf16, in the same round.
 class Integers {
  public:
-  Integers(Backend& backend, int layers, DType dtype, int64_t most_rows)
+  Integers(Backend& backend, const Noise& noise, int layers, DType dtype, int64_t most_rows)
       : name_(dtype_name(dtype)),
-        matrices_(backend, {.layers = layers, .dtype = dtype}, most_rows) {}
+        matrices_(backend, noise, {.layers = layers, .dtype = dtype}, most_rows) {}
   void measure(Stopwatch& watch, Matrices& bf16, double copied, bool keep) {
     for (const int64_t rows : {1, 2, 8, 16, 32, 64, 2048}) {
       const bool with_head = rows <= 64;
@@ -119,19 +121,20 @@ int run_bench(int rounds, int layers) {
   const auto backend = make_backend({.device = "cuda"});
   std::printf("{\"machine\": \"%s\", \"layers\": %d}\n", backend->name().c_str(), layers);
   Stopwatch watch(cuda::stream_of(*backend));
-  const DeviceCopy copy(*backend);
+  const Noise noise(*backend);
+  const DeviceCopy copy(*backend, noise);
   constexpr int64_t kPrefill = 2048;
-  Matrices matrices(*backend, {.layers = layers}, kPrefill);
+  Matrices matrices(*backend, noise, {.layers = layers}, kPrefill);
   std::deque<Integers> integers;
   for (const DType dtype : {DType::kI8, DType::kI4}) {
-    integers.emplace_back(*backend, layers, dtype, kPrefill);
+    integers.emplace_back(*backend, noise, layers, dtype, kPrefill);
   }
   // Of several layers, so that a launch is no part of what is measured, nor the cache.
   constexpr int kLayers = 16;
   std::deque<Attention> many, one;
   for (int layer = 0; layer < kLayers; ++layer) {
-    many.emplace_back(*backend, 64, 1024);
-    one.emplace_back(*backend, 1, 8192);
+    many.emplace_back(*backend, noise, 64, 1024);
+    one.emplace_back(*backend, noise, 1, 8192);
   }
   std::map<std::string, std::vector<double>> found;
   for (int round = -1; round < rounds; ++round) {  // the first one chooses algorithms

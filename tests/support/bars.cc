@@ -5,6 +5,22 @@
 #include <cstdio>
 
 namespace trireme {
+namespace {
+
+void print(const std::string& bar, const std::vector<double>& values, double target,
+           bool less_is_better) {
+  const double value = median(values);
+  const auto [least, most] = std::minmax_element(values.begin(), values.end());
+  std::printf("{\"bar\": \"%s\", \"value\": %.4g, ", bar.c_str(), value);
+  if (target > 0) {
+    const bool ok = less_is_better ? value <= target : value >= target;
+    std::printf("\"target\": %.4g, \"ok\": %s, ", target, ok ? "true" : "false");
+  }
+  std::printf("\"min\": %.4g, \"max\": %.4g, \"rounds\": %zu}\n", *least, *most, values.size());
+  std::fflush(stdout);
+}
+
+}  // namespace
 
 double median(std::vector<double> values) {
   std::sort(values.begin(), values.end());
@@ -12,14 +28,11 @@ double median(std::vector<double> values) {
 }
 
 void print_bar(const std::string& bar, const std::vector<double>& values, double target) {
-  const double value = median(values);
-  const auto [least, most] = std::minmax_element(values.begin(), values.end());
-  std::printf("{\"bar\": \"%s\", \"value\": %.4g, ", bar.c_str(), value);
-  if (target > 0) {
-    std::printf("\"target\": %.4g, \"ok\": %s, ", target, value >= target ? "true" : "false");
-  }
-  std::printf("\"min\": %.4g, \"max\": %.4g, \"rounds\": %zu}\n", *least, *most, values.size());
-  std::fflush(stdout);
+  print(bar, values, target, false);
+}
+
+void print_limit(const std::string& bar, const std::vector<double>& values, double most) {
+  print(bar, values, most, true);
 }
 
 }  // namespace trireme
