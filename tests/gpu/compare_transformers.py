@@ -1,17 +1,17 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""The engine beside transformers on one GPU: the same random weights (the shapes of ChatGLM3-6B as a GLM
-checkpoint, which transformers has without remote code), prompts of the same lengths, in turns.
+"""The engine beside transformers on one GPU: the same weights (the shapes of ChatGLM3-6B as a GLM checkpoint, which
+transformers has without remote code), prompts of the same lengths, in turns.
 
-  compare_transformers.py BENCH FOLDER [--layers 28] [--rounds 2]
+  compare_transformers.py BENCH FOLDER [--rounds 2]
 
-BENCH: the program gpu_model_bench. FOLDER: where the checkpoint is, or is written (12.5 GB). Needs torch and
-transformers. Prints JSON lines: medians of ours over theirs, with the issue's bars.
+BENCH: the program gpu_model_bench. FOLDER: a checkpoint of tests/support/make_chatglm3_random.py, which becomes a GLM
+checkpoint where it lies. Needs torch and transformers. Prints JSON lines: medians of ours over theirs, with the
+issue's bars.
 """
 import argparse
 import gc
 import json
-import shutil
 import statistics
 import subprocess
 import sys
@@ -20,24 +20,9 @@ from pathlib import Path
 
 import torch
 import transformers
+from as_glm import as_glm
 
-TOKENIZER = Path(__file__).resolve().parents[1] / "data/tiny-glm"
 WARM = 8
-
-
-def write_checkpoint(folder, layers):
-    config = transformers.GlmConfig(
-        vocab_size=65024, hidden_size=4096, intermediate_size=13696, num_hidden_layers=layers, num_attention_heads=32,
-        num_key_value_heads=2, head_dim=128, max_position_embeddings=8192, attention_bias=True, pad_token_id=0,
-        eos_token_id=[2], rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5})
-    torch.manual_seed(1)
-    with torch.device("cuda"):
-        model = transformers.GlmForCausalLM(config).to(torch.bfloat16)
-    model.save_pretrained(folder, max_shard_size="2GB")
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(TOKENIZER / name, folder)
-    del model
-    release()
 
 
 def release():
@@ -99,11 +84,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bench")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--layers", type=int, default=28)
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
-    if not (options.folder / "config.json").exists():
-        write_checkpoint(options.folder, options.layers)
+    as_glm(options.folder)
     rounds = []
     for _ in range(options.rounds):
         rounds.append((ours(options.bench, options.folder), theirs(options.folder)))

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tests/support/reference.h"
 
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -14,6 +15,12 @@ namespace fs = std::filesystem;
 using nlohmann::json;
 
 constexpr const char* kFolders[] = {"/../shared/data/models/", "/tests/data/"};
+
+// Where a build runs on another machine, its environment says where the sources are there.
+std::string source_folder() {
+  const char* const given = std::getenv("TRIREME_SOURCE_DIR");
+  return given != nullptr ? given : TRIREME_SOURCE_DIR;
+}
 
 // fp32 tensors of a safetensors file, by name. The files are ours: what is wrong with one is a bug.
 class ReferenceTensors {
@@ -68,7 +75,7 @@ std::optional<std::string> find_reference(std::string name) {
 
 std::optional<std::string> find_checkpoint(const std::string& name) {
   for (const char* folder : kFolders) {
-    const std::string path = std::string(TRIREME_SOURCE_DIR) + folder + name;
+    const std::string path = source_folder() + folder + name;
     if (fs::exists(path + "/config.json")) return path;
   }
   return std::nullopt;
@@ -77,7 +84,7 @@ std::optional<std::string> find_checkpoint(const std::string& name) {
 std::vector<std::string> golden_checkpoints() {
   std::set<std::string> names = {"stories260k", "tiny-chatglm3-fp32"};
   for (const char* folder : kFolders) {
-    const std::string path = std::string(TRIREME_SOURCE_DIR) + folder;
+    const std::string path = source_folder() + folder;
     if (!fs::exists(path)) continue;
     for (const auto& entry : fs::directory_iterator(path)) {
       const std::string name = entry.path().filename().string();
