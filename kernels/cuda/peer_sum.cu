@@ -114,7 +114,7 @@ __device__ void sum_word(const PeerView& view, const uint64_t* incoming, uint32_
     if (!all && !keep_looking(view, looks)) return;
   }
   const uint32_t own = read_word(x, i, count);
-  float sums[kOfWord<E>];
+  float sums[kOfWord<E>] = {};
 #pragma unroll
   for (int r = 0; r < kMostPeers; ++r) {
     if (r >= view.size) continue;
@@ -235,7 +235,7 @@ __device__ void exchange_flags(const PeerView& view, uint64_t number, Phase phas
 template <typename E>
 __device__ Vector<E> sum_vector(const PeerView& view, uint64_t number, int64_t i,
                                 const Vector<E>& own) {
-  float sums[Vector<E>::kElements];
+  float sums[Vector<E>::kElements] = {};
 #pragma unroll
   for (int r = 0; r < kMostPeers; ++r) {
     if (r >= view.size) continue;
