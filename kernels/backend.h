@@ -178,7 +178,11 @@ class Backend {
   // weight [H] fp32. Accumulates fp32. (Zhang & Sennrich 2019)
   virtual void rms_norm(Tensor y, Tensor x, const float* weight, float eps) = 0;
 
-  // The same on each head of x [T, heads · D] fp32 alone, in place: mean over its D.  weight [D].
+  // x += h, then y = rms_norm(x): the same bits as add() and rms_norm() one after the other, and x
+  // is read once.  x, h [T, H] fp32.
+  virtual void add_rms_norm(Tensor y, Tensor x, Tensor h, const float* weight, float eps) = 0;
+
+  // rms_norm on each head of x [T, heads · D] fp32 alone, in place: mean over its D.  weight [D].
   virtual void rms_norm_heads(Tensor x, int32_t num_heads, const float* weight, float eps) = 0;
 
   // y[t, n] = Σ_k x[t, k] · w[n, k] + bias[n].  x [T, K] of activation_dtype(w.dtype); y [T, N]

@@ -27,6 +27,12 @@ inline void check_fp32(const Tensor& t, int64_t rows, int64_t cols) {
 
 inline bool is_activation(DType dtype) { return dtype == DType::kF32 || dtype == DType::kBF16; }
 
+inline void check_add_rms_norm(const Tensor& y, const Tensor& x, const Tensor& h) {
+  check_tensor(y, is_activation(y.dtype), x.rows, x.cols);
+  check_fp32(x, x.rows, x.cols);
+  check_fp32(h, x.rows, x.cols);
+}
+
 inline void check_kv(const KvLayer& kv) {
   CHECK(is_activation(kv.dtype) && kv.head_dim > 0 && kv.block_size > 0,
         std::string("a cache of ") + dtype_name(kv.dtype));

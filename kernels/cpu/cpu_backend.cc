@@ -85,6 +85,14 @@ class CpuBackend final : public Backend {
     });
   }
 
+  void add_rms_norm(Tensor y, Tensor x, Tensor h, const float* weight, float eps) override {
+    check_add_rms_norm(y, x, h);
+    for_rows(x.rows, x.cols, [&](int64_t t) {
+      rows_.add(x.row<float>(t), h.row<float>(t), x.cols);
+      rows_.rms_norm(y.at(t), y.dtype, x.row<float>(t), weight, x.cols, eps);
+    });
+  }
+
   void rms_norm_heads(Tensor x, int32_t num_heads, const float* weight, float eps) override {
     const int64_t head_dim = check_of_heads(x, num_heads);
     for_rows(x.rows, x.cols, [&](int64_t t) {

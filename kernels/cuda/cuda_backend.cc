@@ -201,6 +201,12 @@ class CudaBackend final : public Backend {
     check_launch("rms_norm");
   }
 
+  void add_rms_norm(Tensor y, Tensor x, Tensor h, const float* weight, float eps) override {
+    check_add_rms_norm(y, x, h);
+    cuda::add_rms_norm(stream_, y, x, h, weight, eps);
+    check_launch("add_rms_norm");
+  }
+
   void rms_norm_heads(Tensor x, int32_t num_heads, const float* weight, float eps) override {
     check_of_heads(x, num_heads);
     cuda::rms_norm_heads(stream_, x, num_heads, weight, eps);

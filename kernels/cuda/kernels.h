@@ -21,6 +21,8 @@ void embed(cudaStream_t stream, const Tensor& y, const int32_t* ids, const Weigh
            int64_t table_stride, int32_t first_row);
 void rms_norm(cudaStream_t stream, const Tensor& y, const Tensor& x, const float* weight,
               float eps);
+void add_rms_norm(cudaStream_t stream, const Tensor& y, const Tensor& x, const Tensor& h,
+                  const float* weight, float eps);
 void rms_norm_heads(cudaStream_t stream, const Tensor& x, int32_t num_heads, const float* weight,
                     float eps);
 void rope(cudaStream_t stream, const Tensor& x, int32_t num_heads, const int32_t* positions,

@@ -57,6 +57,7 @@ TEST_P(AllocationTest, NoneAfterTheFirstStep) {
   const auto step = [&] {
     backend->embed(x, ids.data(), table, 0);
     backend->rms_norm(h, x, ones.data(), 1e-5f);
+    backend->add_rms_norm(h, x, y.view().column_range(0, 256), ones.data(), 1e-5f);
     backend->matmul(y, h, qkv, nullptr);
     backend->rope(y.view().column_range(0, 384), 6, ids.data(), rope);
     backend->store_kv(batch.kv, y.view().column_range(256, 128), y.view().column_range(384, 128),

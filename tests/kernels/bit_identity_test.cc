@@ -167,6 +167,14 @@ TEST_P(BitIdentityTest, RowOperations) {
       {activation(), 2 * kWidth,
        [&](Backend& backend, Tensor y, Tensor x) { backend.rms_norm(y, x, weight.data(), 1e-5f); }},
       {activation(), kWidth,
+       [&](Backend& backend, Tensor y, Tensor x) {
+         GuardedTensor sum(backend, DType::kF32, x.rows, kWidth);
+         for (int64_t t = 0; t < x.rows; ++t) {
+           std::copy_n(x.row<float>(t), kWidth, sum.view().row<float>(t));
+         }
+         backend.add_rms_norm(y, sum, x.column_range(kWidth, kWidth), weight.data(), 1e-5f);
+       }},
+      {activation(), kWidth,
        [](Backend& backend, Tensor y, Tensor x) {
          backend.gated_activation(y, x, Backend::Activation::kSilu);
        }},

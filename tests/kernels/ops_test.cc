@@ -114,6 +114,58 @@ TEST_P(OpsTest, RmsNormMatchesNaive) {
   }
 }
 
+// A kernel that takes several columns at once must take them one by one where rows are not aligned.
+TEST_P(OpsTest, RmsNormOfAlignedRows) {
+  const auto backend = make(2);
+  for (const auto& [rows, width] : {std::pair<int64_t, int64_t>{1, 4}, {3, 4096}, {2, 8200}}) {
+    GuardedTensor x(*backend, DType::kF32, rows, width, 64, 64);
+    x.fill_random(22, 4.0f);
+    const Readable<float> weight = random_vector(width, 23);
+    GuardedTensor y(*backend, activation(), rows, width, 64, 64);
+    backend->rms_norm(y, x, weight.data(), 1e-5f);
+    expect_close(y, naive::rms_norm(naive::read(x), weight.data(), 1e-5f), bound_of(activation()));
+    backend->rms_norm(x, x, weight.data(), 1e-5f);
+    for (int64_t i = 0; activation() == DType::kF32 && i < rows; ++i) {
+      EXPECT_EQ(row_bytes(x, i), row_bytes(y, i)) << "in place, row " << i;
+    }
+  }
+}
+
+TEST_P(OpsTest, AddRmsNormMatchesNaive) {
+  const auto backend = make(2);
+  for (const int64_t rows : {1, 33}) {
+    for (const int64_t width : {1, 7, 33, 576, 4099, 8192, 8203}) {
+      for (const int64_t gap : {3, 64}) {  // 64: rows that are aligned if their width is
+        SCOPED_TRACE(testing::Message() << rows << " x " << width << ", gap " << gap);
+        const int64_t guard = gap == 64 ? 64 : 37;
+        const auto seed = static_cast<uint32_t>(rows + 7 * width + gap);
+        GuardedTensor x(*backend, DType::kF32, rows, width, gap, guard);
+        GuardedTensor h(*backend, DType::kF32, rows, width, gap, guard);
+        GuardedTensor added(*backend, DType::kF32, rows, width, gap, guard);
+        x.fill_random(seed, 4.0f);
+        added.fill_random(seed, 4.0f);
+        h.fill_random(seed + 1, 2.0f);
+        const Readable<float> weight = random_vector(width, seed + 2);
+        GuardedTensor y(*backend, activation(), rows, width, gap, guard);
+        GuardedTensor apart(*backend, activation(), rows, width, gap, guard);
+
+        naive::Matrix sum = naive::read(x);
+        const naive::Matrix expected =
+            naive::add_rms_norm(sum, naive::read(h), weight.data(), 1e-5f);
+        backend->add_rms_norm(y, x, h, weight.data(), 1e-5f);
+        expect_close(x, sum, kFp32Bound);
+        expect_close(y, expected, bound_of(activation()));
+        backend->add(added, h);
+        backend->rms_norm(apart, added, weight.data(), 1e-5f);
+        for (int64_t i = 0; i < rows; ++i) {
+          ASSERT_EQ(row_bytes(x, i), row_bytes(added, i)) << "row " << i;
+          ASSERT_EQ(row_bytes(y, i), row_bytes(apart, i)) << "row " << i;
+        }
+      }
+    }
+  }
+}
+
 constexpr Backend::Activation kActivations[] = {Backend::Activation::kSilu,
                                                 Backend::Activation::kGeluTanh};
 

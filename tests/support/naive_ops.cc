@@ -149,6 +149,11 @@ Matrix rms_norm(const Matrix& x, const float* weight, double eps) {
   return y;
 }
 
+Matrix add_rms_norm(Matrix& x, const Matrix& h, const float* weight, double eps) {
+  x = add(x, h);
+  return rms_norm(x, weight, eps);
+}
+
 Matrix rms_norm_heads(const Matrix& x, int32_t num_heads, const float* weight, double eps) {
   Matrix heads = x;  // the same values, a head per row
   heads.rows = x.rows * num_heads;

@@ -35,6 +35,8 @@ Matrix dequantise(const std::vector<QuantisedGroup>& groups, int64_t rows, int64
 
 Matrix embed(const std::vector<int32_t>& ids, const Matrix& table, int32_t first_row);
 Matrix rms_norm(const Matrix& x, const float* weight, double eps);
+// x += h, in place; returns its norm.
+Matrix add_rms_norm(Matrix& x, const Matrix& h, const float* weight, double eps);
 Matrix rms_norm_heads(const Matrix& x, int32_t num_heads, const float* weight, double eps);
 Matrix matmul(const Matrix& x, const Matrix& w, const float* bias);
 Matrix rope(const Matrix& x, int32_t num_heads, const int32_t* positions, const RopeTable& table);

@@ -41,6 +41,7 @@ class PlainBackend final : public Backend {
   }
   void embed(Tensor, const int32_t*, const Weight&, int32_t) override { std::abort(); }
   void rms_norm(Tensor, Tensor, const float*, float) override { std::abort(); }
+  void add_rms_norm(Tensor, Tensor, Tensor, const float*, float) override { std::abort(); }
   void rms_norm_heads(Tensor, int32_t, const float*, float) override { std::abort(); }
   void matmul(Tensor, Tensor, const Weight&, const float*) override { std::abort(); }
   void rope(Tensor, int32_t, const int32_t*, const RopeTable&) override { std::abort(); }

@@ -67,9 +67,18 @@ Tensor Decoder::view(const Buffer& buffer, DType dtype, int64_t rows, int64_t co
   return {buffer.data(), dtype, rows, cols};
 }
 
+Tensor Decoder::normed_for(const Weight& weight, const Tensor& x) const {
+  return view(normed_, input_type(weight), x.rows, hidden_);
+}
+
 void Decoder::forward(Tensor x, const BatchView& batch, const KvCache& kv) {
-  for (size_t index = 0; index < weights_.layers.size(); ++index) {
-    const LayerWeights& layer = weights_.layers[index];
+  const std::vector<LayerWeights>& layers = weights_.layers;
+  if (!layers.empty()) {
+    const LayerWeights& layer = layers.front();
+    ops_.rms_norm(normed_for(layer.qkv, x), x, floats(layer.attention_norm), eps_);
+  }
+  for (size_t index = 0; index < layers.size(); ++index) {
+    const LayerWeights& layer = layers[index];
     KvLayer cache = kv.layer(static_cast<int32_t>(index));
     if (prefix_length_ > 0) {
       auto* prefix = static_cast<const std::byte*>(layer.prefix.data());
@@ -81,7 +90,7 @@ void Decoder::forward(Tensor x, const BatchView& batch, const KvCache& kv) {
     group_.progress().begin(OPERATION_ATTENTION, layer_);
     attention_block(layer, options_[index], x, batch, cache);
     group_.progress().begin(OPERATION_MLP, layer_);
-    mlp_block(layer, x);
+    mlp_block(layer, index + 1 < layers.size() ? &layers[index + 1] : nullptr, x);
   }
 }
 
@@ -91,7 +100,7 @@ void Decoder::attention_block(const LayerWeights& layer, const LayerOptions& opt
   const int64_t kv_cols = num_kv_heads_ * head_dim_;
   const auto q_heads = static_cast<int32_t>(num_heads_);
   const auto k_heads = static_cast<int32_t>(num_kv_heads_);
-  const Tensor h = view(normed_, input_type(layer.qkv), x.rows, hidden_);
+  const Tensor h = normed_for(layer.qkv, x);
   const Tensor qkv = view(qkv_, DType::kF32, x.rows, q_cols + 2 * kv_cols);
   const Tensor q = qkv.column_range(0, q_cols);
   const Tensor k = qkv.column_range(q_cols, kv_cols);
@@ -99,7 +108,6 @@ void Decoder::attention_block(const LayerWeights& layer, const LayerOptions& opt
   const Tensor a = view(attended_, input_type(layer.attention_out), x.rows, q_cols);
   const Tensor branch = view(branch_, DType::kF32, x.rows, hidden_);
 
-  ops_.rms_norm(h, x, floats(layer.attention_norm), eps_);
   ops_.matmul(qkv, h, layer.qkv, floats(layer.qkv_bias));
   if (layer.q_norm.data() != nullptr) {
     ops_.rms_norm_heads(q, q_heads, floats(layer.q_norm), eps_);
@@ -111,27 +119,28 @@ void Decoder::attention_block(const LayerWeights& layer, const LayerOptions& opt
   ops_.store_kv(kv, k, v, batch.slots);
   ops_.attention(a, q, kv, batch, heads_, options.attention);
   ops_.matmul(branch, a, layer.attention_out, floats(layer.attention_out_bias));
-  add_branch(x, branch, layer.post_attention_norm);
+  reduce_branch(branch, layer.post_attention_norm);
+  ops_.add_rms_norm(normed_for(layer.gate_up, x), x, branch, floats(layer.mlp_norm), eps_);
 }
 
-void Decoder::mlp_block(const LayerWeights& layer, Tensor x) {
-  const Tensor h = view(normed_, input_type(layer.gate_up), x.rows, hidden_);
+void Decoder::mlp_block(const LayerWeights& layer, const LayerWeights* next, Tensor x) {
+  const Tensor h = normed_for(layer.gate_up, x);
   const Tensor gate_up = view(gate_up_, DType::kF32, x.rows, 2 * ffn_);
   const Tensor gated = view(gated_, input_type(layer.down), x.rows, ffn_);
   const Tensor branch = view(branch_, DType::kF32, x.rows, hidden_);
 
-  ops_.rms_norm(h, x, floats(layer.mlp_norm), eps_);
   ops_.matmul(gate_up, h, layer.gate_up, floats(layer.gate_up_bias));
   ops_.gated_activation(gated, gate_up, activation_);
   ops_.matmul(branch, gated, layer.down, floats(layer.down_bias));
-  add_branch(x, branch, layer.post_mlp_norm);
+  reduce_branch(branch, layer.post_mlp_norm);
+  if (next == nullptr) return ops_.add(x, branch);
+  ops_.add_rms_norm(normed_for(next->qkv, x), x, branch, floats(next->attention_norm), eps_);
 }
 
-void Decoder::add_branch(Tensor x, Tensor branch, const Buffer& norm) {
+void Decoder::reduce_branch(Tensor branch, const Buffer& norm) {
   if (group_.size() > 1) group_.progress().begin(OPERATION_ALL_REDUCE, layer_);
   group_.all_reduce_sum(branch);
   if (norm.data() != nullptr) ops_.rms_norm(branch, branch, floats(norm), eps_);
-  ops_.add(x, branch);
 }
 
 uint64_t Decoder::bytes() const {

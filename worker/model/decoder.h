@@ -36,12 +36,16 @@ class Decoder {
     const RopeTable* rope = nullptr;
   };
 
+  // Both find their input normed, and norm what they make of x for the block behind them while they
+  // add to it: an addition and the norm that follows it are one operation.
   void attention_block(const LayerWeights& layer, const LayerOptions& options, Tensor x,
                        const BatchView& batch, const KvLayer& kv);
-  void mlp_block(const LayerWeights& layer, Tensor x);
-  // Sums the ranks' parts of `branch`, and adds it to the residual stream, normed if `norm` is
-  // there.
-  void add_branch(Tensor x, Tensor branch, const Buffer& norm);
+  // next: the layer behind it, if this stage has it.
+  void mlp_block(const LayerWeights& layer, const LayerWeights* next, Tensor x);
+  // Sums the ranks' parts of `branch`, what a block adds to x, and norms it if `norm` is there.
+  void reduce_branch(Tensor branch, const Buffer& norm);
+  // Where x is normed for a product with `weight`: until another of them is.
+  Tensor normed_for(const Weight& weight, const Tensor& x) const;
   Tensor view(const Buffer& buffer, DType dtype, int64_t rows, int64_t cols) const;
 
   const Weights& weights_;
