@@ -172,7 +172,7 @@ constexpr int64_t kScoreChangeBytes = 32;
 // Lists of `rows` draws from `vocab` logits, their rows, changes and results.
 constexpr int64_t cuda_draw_scratch_bytes(int64_t rows, int64_t vocab) {
   return round_up(rows * kDrawRowBytes, 16) + kChangesOfDraw * kScoreChangeBytes +
-         round_up(rows * int64_t{sizeof(int32_t)}, 16) + std::min(rows, kRowsOfDraw) * 24 * vocab;
+         round_up(rows * int64_t{sizeof(int32_t)}, 16) + std::min(rows, kRowsOfDraw) * 20 * vocab;
 }
 
 // What cuBLASLt cannot read or write where it is goes through copies: x [T, K] in another type than

@@ -80,7 +80,7 @@ struct SampleArguments {
   int32_t logical_vocab_size = 0;
   const DrawRow* rows = nullptr;         // [n]
   const ScoreChange* changes = nullptr;  // of all rows
-  void* scratch = nullptr;               // [n, V] lists of 24 bytes
+  void* scratch = nullptr;               // 20 · n · V bytes
   int32_t* drawn = nullptr;              // [n]
 };
 

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <limits>
 #include <random>
 #include <string>
 #include <vector>
@@ -103,6 +104,75 @@ TEST_F(DeviceSamplerTest, DrawsWhatTheHostDraws) {
   }
 }
 
+// Rows whose scores nothing changes: of equals the lowest id, wherever they stand, however rows
+// lie.
+TEST_F(DeviceSamplerTest, TheBestIsTheLowestIdOfEquals) {
+  DrawSpec greedy;
+  greedy.set_top_p(1);
+  for (const int32_t vocab : {1, 2, 3, 1000, 4095, 4097, 40000, 65024}) {
+    SCOPED_TRACE("vocabulary of " + std::to_string(vocab));
+    std::mt19937 random(static_cast<uint32_t>(vocab));
+    const int32_t logical = vocab - (vocab > 2 ? 2 : 0);
+    constexpr int64_t kRows = 5;
+    std::vector<float> logits = random_logits(random, kRows * vocab);
+    const auto row = [&](int64_t index) { return logits.data() + index * vocab; };
+    const auto any = [&] { return random() % static_cast<uint32_t>(logical); };
+    for (int i = 0; i < 20; ++i) row(1)[any()] = 100;  // of equals, in any order
+    for (int32_t id = 0; id < vocab; ++id) row(2)[id] = id % 2 == 0 ? -0.0f : 0.0f;
+    for (int32_t id = 0; id < vocab; ++id) row(3)[id] = -INFINITY;
+    row(3)[any()] = -std::numeric_limits<float>::max();
+    for (int32_t id = 0; id < vocab; ++id) row(4)[id] = -5 - static_cast<float>(id % 3);
+    for (int32_t id = logical; id < vocab; ++id) row(1)[id] = row(4)[id] = 1000;  // never drawn
+    Sampler host(logical);
+    DeviceSampler device(*backend_, logical);
+    std::vector<int32_t> expected;
+    for (int64_t index = 0; index < kRows; ++index) {
+      SampledToken token;
+      host.draw({row(index), static_cast<size_t>(vocab)}, greedy, 7, {}, token);
+      expected.push_back(token.token());
+      device.add(greedy, vocab, 7, {});
+    }
+    const auto drawn = device.draw_all(upload(logits, vocab));
+    EXPECT_EQ(std::vector<int32_t>(drawn.begin(), drawn.end()), expected);
+  }
+}
+
+TEST_F(DeviceSamplerTest, DrawsFromLargeVocabularies) {
+  constexpr int32_t kVocab = 70001;
+  std::mt19937 random(5);
+  std::normal_distribution<float> normal(0, 1);
+  std::vector<float> logits;
+  Sampler host(kVocab - 1);
+  DeviceSampler device(*backend_, kVocab - 1);
+  std::vector<int32_t> expected;
+  const auto add = [&](float spread, bool coarse, double top_p, int32_t top_k, double min_p) {
+    const size_t first = logits.size();
+    for (int32_t id = 0; id < kVocab; ++id) {
+      const float logit = spread * normal(random);
+      logits.push_back(coarse ? std::round(logit) : logit);
+    }
+    DrawSpec spec;
+    spec.set_seed(random());
+    spec.set_temperature(0.8);
+    spec.set_top_p(top_p);
+    spec.set_top_k(top_k);
+    spec.set_min_p(min_p);
+    SampledToken token;
+    host.draw({logits.data() + first, static_cast<size_t>(kVocab)}, spec, 7, {}, token);
+    expected.push_back(token.token());
+    device.add(spec, kVocab, 7, {});
+  };
+  for (const float spread : {0.01f, 2.0f, 10.0f, 3000.0f}) {
+    add(spread, false, 0.8, 0, 0);
+    add(spread, false, 1, 50, 0);
+    add(spread, false, 0.95, 40000, 0);
+    add(spread, true, 0.5, 1000, 0);
+    add(spread, true, 1, 0, 0.05);
+  }
+  const auto drawn = device.draw_all(upload(logits, kVocab));
+  EXPECT_EQ(std::vector<int32_t>(drawn.begin(), drawn.end()), expected);
+}
+
 // Each draw of one distribution: the shares are those of its weights.
 TEST_F(DeviceSamplerTest, SharesAreThoseOfTheWeights) {
   const std::vector<float> logits = {0, std::log(2.0f), -INFINITY, std::log(5.0f)};
@@ -127,19 +197,26 @@ TEST_F(DeviceSamplerTest, SharesAreThoseOfTheWeights) {
 TEST_F(DeviceSamplerTest, RefusesWhatTheHostRefuses) {
   DrawSpec spec;
   spec.set_top_p(1);
-  const auto fails = [&](std::vector<float> logits, const std::string& part) {
+  const auto fails = [&](std::vector<float> logits, const std::string& part,
+                         const std::vector<int32_t>& history = {}) {
     DeviceSampler device(*backend_, 3);
     try {
-      device.add(spec, 3, 0, {});
+      device.add(spec, 3, 0, history);
       device.draw_all(upload(logits, 3));
       ADD_FAILURE() << "no error that says " << part;
     } catch (const Error& error) {
       EXPECT_NE(std::string(error.what()).find(part), std::string::npos) << error.what();
     }
   };
-  fails({0, NAN, 1}, "are not finite");
-  fails({0, INFINITY, 1}, "are not finite");
-  fails({-INFINITY, -INFINITY, -INFINITY}, "no token");
+  for (const double temperature : {0, 1}) {
+    spec.set_temperature(temperature);
+    fails({0, NAN, 1}, "are not finite");
+    fails({0, INFINITY, 1}, "are not finite");
+    fails({-INFINITY, -INFINITY, -INFINITY}, "no token");
+    spec.set_repetition_penalty(1e-320);  // 1 / 1e-320 is beyond a double
+    fails({0, 1, -1}, "no token", {1});
+    spec.clear_repetition_penalty();
+  }
   spec.add_banned_ids(3);
   fails({0, 1, 2}, "token 3");
 }

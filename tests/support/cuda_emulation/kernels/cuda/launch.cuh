@@ -84,19 +84,36 @@ using std::min;
 
 inline void __syncthreads() { emulation::wait_for_cta(); }
 
-inline float __shfl_xor_sync(unsigned, float value, int mask) {
+template <typename T>
+T value_of_lane(T value, int from) {
   const std::byte* all = emulation::exchange(&value, sizeof(value));
-  float other;
-  std::memcpy(&other, all + (emulation::lane() ^ mask) * emulation::kExchangeBytes, sizeof(other));
-  return other;
-}
-
-inline int64_t __shfl_sync(unsigned, int64_t value, int from) {
-  const std::byte* all = emulation::exchange(&value, sizeof(value));
-  int64_t theirs;
+  T theirs;
   std::memcpy(&theirs, all + from * emulation::kExchangeBytes, sizeof(theirs));
   return theirs;
 }
+template <typename T>
+T __shfl_sync(unsigned, T value, int from) {
+  return value_of_lane(value, from);
+}
+template <typename T>
+T __shfl_xor_sync(unsigned, T value, int mask) {
+  return value_of_lane(value, emulation::lane() ^ mask);
+}
+template <typename T>
+T __shfl_up_sync(unsigned, T value, unsigned delta) {
+  const int from = emulation::lane() - static_cast<int>(delta);
+  return value_of_lane(value, from < 0 ? emulation::lane() : from);
+}
+
+inline unsigned __ballot_sync(unsigned, bool yes) {
+  const std::byte* all = emulation::exchange(&yes, sizeof(yes));
+  unsigned ballot = 0;
+  for (int lane = 0; lane < 32; ++lane) {
+    if (all[lane * emulation::kExchangeBytes] != std::byte{0}) ballot |= 1u << lane;
+  }
+  return ballot;
+}
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 
 // Fibers take turns only where they wait.
 inline int atomicAdd(int* at, int value) {
