@@ -8,8 +8,7 @@
 // the E of the weight that they meet, and the KV cache has an E of its own.
 //
 // Guarantee: on one ISA path a row of any result is bit-identical whatever T, the other rows and
-// the number of threads. Zero-sized dimensions are legal and do nothing (matmul with K = 0 yields
-// bias).
+// threads. Zero-sized dimensions are legal and do nothing (matmul with K = 0 yields bias).
 //
 // A Backend is owned by one worker and used by its thread only. Operations are queued in order;
 // call synchronize() before the host reads a result. No operation allocates once its shapes were
@@ -143,8 +142,7 @@ class Backend {
   virtual void upload(void* device, const void* host, size_t bytes) = 0;
   virtual void download(void* host, const void* device, size_t bytes) = 0;
   virtual void synchronize() = 0;
-  // Whether there is nothing to wait for.
-  virtual bool idle() { return true; }
+  virtual bool idle() { return true; }  // whether there is nothing to wait for
 
   // ---- recordings ----
   // Whether replay() is faster than the operations one by one.
@@ -178,8 +176,7 @@ class Backend {
   // weight [H] fp32. Accumulates fp32. (Zhang & Sennrich 2019)
   virtual void rms_norm(Tensor y, Tensor x, const float* weight, float eps) = 0;
 
-  // x += h, then y = rms_norm(x): the same bits as add() and rms_norm() one after the other, and x
-  // is read once.  x, h [T, H] fp32.
+  // x += h, then y = rms_norm(x): the bits of add() and rms_norm(), x read once.  x, h [T, H] fp32.
   virtual void add_rms_norm(Tensor y, Tensor x, Tensor h, const float* weight, float eps) = 0;
 
   // rms_norm on each head of x [T, heads · D] fp32 alone, in place: mean over its D.  weight [D].

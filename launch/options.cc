@@ -201,21 +201,19 @@ void add_placement_flags(CLI::App& app, PlacementFlags& flags) {
       "what workers may use, such as 0=10GiB,node7:1=20GiB; cpu: every CPU worker");
   app.add_option(
          "--dtype", flags.dtype,
-         "of the weights: fp32, bf16, fp16, on GPUs int8 or int4 (of the layers' matrices, in "
-         "groups of 128; the rest bf16), or a JSON file of types by module name, such as "
-         "{\"\": \"bf16\", \"lm_head\": \"fp32\"} (default: the checkpoint's)")
+         "fp32, bf16, fp16, on GPUs int8 or int4 (of layers' matrices; the rest bf16), or a JSON "
+         "file by module name: {\"\": \"bf16\", \"lm_head\": \"fp32\"} (default: the checkpoint's)")
       ->check(dtype_or_file, "NAME|FILE");
   app.add_option("--max_sequences", flags.max_sequences, "requests computed at once, per replica")
       ->check(kPositive);
   app.add_option("--max_batch_tokens", flags.max_batch_tokens, "tokens of one micro-batch")
       ->check(kPositive);
   app.add_option("--context", flags.context,
-                 "longest prompt + output in tokens (default: the model's, or what fits)")
+                 "longest prompt + output (default: the model's, or what fits)")
       ->check(kPositive);
   app.add_option("--threads", flags.threads, "of each CPU rank; 0: its share of the node's cores")
       ->check(CLI::NonNegativeNumber);
-  add_duration(app, "--start_timeout", flags.start_timeout,
-               "of each step before the load, in which every rank must take part, such as 30s")
+  add_duration(app, "--start_timeout", flags.start_timeout, "of each step before the load: 30s")
       ->default_str("60s");
   app.add_option("--objective", flags.objective,
                  "of the plan: throughput within the limits, or latency of one request alone")
@@ -232,20 +230,17 @@ void add_verify_flag(CLI::App& app, PlacementFlags& flags) {
   app.add_flag("--deterministic", flags.deterministic,
                "GPUs: the same bits whatever is computed beside, at a price (CPUs: always)");
   app.add_flag("--enforce_eager", flags.enforce_eager,
-               "GPUs: queue each kernel of a decode step, record none as CUDA graphs: slower, for "
-               "finding faults");
+               "GPUs: record no decode step as a CUDA graph: slower, for finding faults");
   app.add_option("--peer_sums", flags.peer_sums,
-                 "GPUs that reach each other's memory sum there: auto, what is faster than NCCL as "
-                 "measured at the start; always, and where GPUs do not that is an error; never")
+                 "sums in the memory of GPUs that reach each other's: auto (where that beats NCCL "
+                 "at the start), always (or an error), never")
       ->check(CLI::IsMember({"auto", "always", "never"}))
       ->capture_default_str();
 }
 
 void add_plan_flags(CLI::App& app, PlanFlags& flags) {
-  app.add_option(
-         "--topology", flags.topology,
-         "files with the machines to plan for, none of which need be there; probe (default): "
-         "the machines of this job")
+  app.add_option("--topology", flags.topology,
+                 "files with the machines to plan for, absent or not; probe (default): this job's")
       ->take_all();
   app.add_flag("--json", flags.json, "as JSON, which --device_map reads");
   app.add_flag("--explain", flags.explain, "each rank's memory and time, and what decided");
