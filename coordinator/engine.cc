@@ -8,6 +8,7 @@
 #include "kernels/base/brief_wait.h"
 #include "kernels/base/check.h"
 #include "kernels/base/log.h"
+#include "topology/placement.h"
 
 namespace trireme {
 namespace {
@@ -42,16 +43,17 @@ Engine::Engine(const Topology& topology, const Placement& placement, Channel& ch
   CHECK(placement.replicas_size() > 0, "the placement has no replica");
   if (options_.vocab_size == 0) options_.vocab_size = vocab_rows(placement);
   for (const ReplicaSpec& spec : placement.replicas()) {
-    SchedulerOptions scheduler;
+    Replica& replica = replicas_.emplace_back();
+    replica.index = static_cast<int>(replicas_.size()) - 1;
+    replica.num_stages = spec.stages_size();
+    SchedulerOptions& scheduler = replica.options;
     scheduler.num_stages = spec.stages_size();
-    scheduler.num_blocks = placement.num_blocks();
+    scheduler.num_blocks = num_blocks_of(placement, replica.index);
     scheduler.block_size = placement.block_size();
     scheduler.max_sequences = placement.max_sequences();
     scheduler.max_batch_tokens = placement.max_batch_tokens();
     scheduler.vocab_size = options_.vocab_size;
-    Replica& replica = replicas_.emplace_back();
-    replica.index = static_cast<int>(replicas_.size()) - 1;
-    replica.num_stages = spec.stages_size();
+    num_blocks_ = std::min(num_blocks_, scheduler.num_blocks);
     replica.scheduler = std::make_unique<Scheduler>(scheduler);
   }
   num_alive_ = placement.replicas_size();
@@ -61,6 +63,16 @@ Engine::Engine(const Topology& topology, const Placement& placement, Channel& ch
 }
 
 Engine::~Engine() { stop("the server stops"); }
+
+void Engine::set_num_blocks(int replica, int32_t num_blocks) {
+  CHECK(!thread_.joinable() && num_blocks > 0, "KV blocks are set before the engine starts");
+  Replica& one = replicas_.at(static_cast<size_t>(replica));
+  CHECK(one.scheduler != nullptr && one.scheduler->idle(), "a replica that works already");
+  one.options.num_blocks = num_blocks;
+  one.scheduler = std::make_unique<Scheduler>(one.options);
+  num_blocks_ = std::min(num_blocks_, num_blocks);
+  publish();
+}
 
 void Engine::start() {
   thread_ = std::thread([this] { loop(); });
@@ -445,7 +457,7 @@ void Engine::publish() {
     if (!replica.scheduler) continue;
     load.set_running(load.running() + replica.scheduler->num_running());
     load.set_blocks_free(load.blocks_free() + replica.scheduler->num_blocks_free());
-    load.set_blocks_total(load.blocks_total() + num_blocks_);
+    load.set_blocks_total(load.blocks_total() + replica.options.num_blocks);
   }
   bool health_changed = false;
   {

@@ -79,6 +79,8 @@ class Engine {
   // What each rank is in; serving as long as a replica is whole with none of its ranks suspected,
   // and requests are taken.
   v1::ClusterHealth health(Clock::time_point now = Clock::now()) const;
+  // Before start(): the ranks of a replica have memory for fewer KV blocks than the placement says.
+  void set_num_blocks(int replica, int32_t num_blocks);
   // Before start(), while the ranks load: whoever polls the channel then feeds it.
   Roster& roster() { return roster_; }
   // Called on the engine's thread when a rank's state has changed, and twice a second while
@@ -113,6 +115,7 @@ class Engine {
   struct Replica {
     int index = 0;
     int32_t num_stages = 0;
+    SchedulerOptions options;
     std::unique_ptr<Scheduler> scheduler;  // null: lost
     std::vector<int> ranks;
     int reporter = 0;         // the rank that sends results: the first of the last stage
@@ -182,7 +185,7 @@ class Engine {
   Channel& channel_;
   EngineOptions options_;
   int32_t context_;
-  int32_t num_blocks_;  // of a replica
+  int32_t num_blocks_;  // of the replica that has the fewest
   int32_t block_size_;
   std::function<void()> health_listener_;
   std::shared_ptr<Doorbell> doorbell_ = std::make_shared<Doorbell>();

@@ -131,6 +131,7 @@ void Engine::take_message(int rank_number, const FromWorker& message, Rank& rank
     case FromWorker::kSpeeds:
     case FromWorker::kDigests:
     case FromWorker::kGroupKey:
+    case FromWorker::kKvRoom:
     case FromWorker::KIND_NOT_SET: break;
   }
   note_loss(rank_number, rank,

@@ -18,6 +18,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 
@@ -121,6 +122,12 @@ struct ScoreChange {
 constexpr int32_t kLogitsNotFinite = -1;
 constexpr int32_t kNoTokenLeft = -2;
 
+// Of a device with memory of its own.
+struct DeviceMemory {
+  uint64_t free_bytes = 0;  // whoever uses the rest
+  uint64_t total_bytes = 0;
+};
+
 class Backend {
  public:
   // gelu_tanh: Hendrycks & Gimpel 2016, x / 2 · (1 + tanh(sqrt(2 / π) · (x + 0.044715 · x³))).
@@ -139,6 +146,8 @@ class Backend {
   // so that no step allocates; and what all scratch is now.
   virtual void reserve_workspace(int32_t heads_of_kv, int32_t head_dim);
   virtual size_t workspace_bytes() const { return 0; }
+  // As the driver tells it now; nullopt: the host's memory is the device's.
+  virtual std::optional<DeviceMemory> device_memory() const { return std::nullopt; }
   virtual void upload(void* device, const void* host, size_t bytes) = 0;
   virtual void download(void* host, const void* device, size_t bytes) = 0;
   virtual void synchronize() = 0;

@@ -9,11 +9,14 @@
 #include "kernels/base/log.h"
 #include "kernels/base/printable.h"
 #include "launch/group_keys.h"
+#include "launch/kv_agreement.h"
 #include "launch/loading.h"
 #include "launch/workers.h"
 #include "topology/device_map.h"
+#include "topology/nccl_settings.h"
 #include "topology/placement.h"
 #include "topology/topology.h"
+#include "topology/worker_names.h"
 #include "worker/model/checkpoint.h"
 #include "worker/model/dtype_map.h"
 #include "worker/model/family.h"
@@ -80,6 +83,10 @@ struct Job::State {
 
   void assign(const Loading& loading);
   void relay(int from, const GroupKey& key);
+  void choose_nccl_ways(const std::set<int>& by_nccl);
+  void settle_blocks(const KvAgreement::Decision& decision);
+
+  std::map<int, NcclSettings> nccl_ways;  // by rank, of those that use it
 };
 
 namespace {
@@ -154,6 +161,33 @@ Job::~Job() {
   if (state_->engine) state_->engine->stop("the service is ending");
 }
 
+// Groups are of ranks of one replica.
+void Job::State::choose_nccl_ways(const std::set<int>& by_nccl) {
+  const Topology& topology = workers->topology();
+  for (const ReplicaSpec& replica : placement.replicas()) {
+    std::set<int> company = ranks_of(replica);
+    std::erase_if(company, [&](int rank) { return !by_nccl.contains(rank); });
+    if (company.size() < 2) continue;
+    for (const int rank : company) {
+      const RankInfo& info = topology.ranks(worker_of(topology, rank));
+      nccl_ways[rank] = choose_nccl_settings(topology, company, rank, info.nccl_variables());
+    }
+  }
+  for (const std::string& line : describe_nccl_settings(topology, nccl_ways)) log_info(line);
+}
+
+// All its ranks allocate as many.
+void Job::State::settle_blocks(const KvAgreement::Decision& decision) {
+  if (!decision.why.empty()) {
+    log_warn(decision.why);
+    lower_num_blocks(placement, decision.replica, decision.num_blocks);
+    engine->set_num_blocks(decision.replica, decision.num_blocks);
+  }
+  ToWorker message;
+  message.mutable_kv_blocks()->set_num_blocks(decision.num_blocks);
+  for (const int rank : decision.ranks) workers->channel().send(rank, message);
+}
+
 // To ranks of the same replica only; whoever asks for more is not one of ours.
 void Job::State::relay(int from, const GroupKey& key) {
   for (const ReplicaSpec& replica : placement.replicas()) {
@@ -165,6 +199,7 @@ void Job::State::relay(int from, const GroupKey& key) {
 
 void Job::State::assign(const Loading& loading) {
   const std::set<int> by_nccl = nccl_ranks(workers->topology(), placement);
+  choose_nccl_ways(by_nccl);
   for (int replica = 0; replica < placement.replicas_size(); ++replica) {
     const auto& stages = placement.replicas(replica).stages();
     for (int stage = 0; stage < stages.size(); ++stage) {
@@ -188,6 +223,11 @@ void Job::State::assign(const Loading& loading) {
         }
         for (const int rank : loading.node_of(shard.rank())) assign.add_node_ranks(rank);
         for (const int rank : by_nccl) assign.add_nccl_ranks(rank);
+        for (const NcclVariable& one : nccl_ways[shard.rank()].chosen) {
+          (*assign.mutable_nccl_settings())[one.name] = one.value;
+        }
+        // Threads that find all of it set do not change what others read.
+        if (workers->in_one_process()) set_nccl_variables(assign.nccl_settings());
         assign.set_verify_checkpoint(flags.verify_checkpoint);
         workers->channel().send(shard.rank(), message);
       }
@@ -200,6 +240,8 @@ void Job::load(const std::function<bool()>& stop_requested, std::function<void()
   Loading loading(s.workers->topology(), s.placement, s.flags.verify_checkpoint, s.engine->roster(),
                   s.flags.start_timeout);
   s.assign(loading);
+  const Placement planned = s.placement;
+  KvAgreement agreement(s.workers->topology(), planned);
   Clock::time_point told;
   while (!loading.done()) {
     // Clients that watch see the load go on.
@@ -213,6 +255,10 @@ void Job::load(const std::function<bool()>& stop_requested, std::function<void()
     if (event) {
       loading.handle(*event);
       if (event->message.has_group_key()) s.relay(event->rank, event->message.group_key());
+      if (event->message.has_kv_room()) {
+        const auto decision = agreement.take(event->rank, event->message.kv_room());
+        if (decision) s.settle_blocks(*decision);
+      }
     } else {
       std::this_thread::sleep_for(kPollInterval);
     }

@@ -1,15 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the environment says: which rank this is, of how many, when Slurm ends the job, and where
-// the user's caches are.
+// What the environment says: which rank this is, of how many, when Slurm ends the job, where the
+// user's caches are, and what of NCCL is set.
+#include <algorithm>
 #include <charconv>
 #include <chrono>
 #include <cstdlib>
+#include <fstream>
+#include <map>
 #include <optional>
 #include <string>
 #include <string_view>
 
 #include "kernels/base/error.h"
+#include "kernels/base/printable.h"
 #include "launch/options.h"
+#include "topology/nccl_settings.h"
 
 namespace trireme {
 namespace {
@@ -60,6 +65,41 @@ std::string cache_folder() {
   return home != nullptr && home[0] == '/' ? std::string(home) + "/.cache" : "";
 }
 
+// As NCCL itself has it: the environment wins, then the user's file, then the machine's; a line of
+// a file is NAME=VALUE as it stands.
+void read_nccl_file(const std::string& path, std::map<std::string, std::string>& variables) {
+  constexpr int kMostLines = 1000;
+  std::ifstream file(path);
+  std::string line;
+  for (int lines = 0; lines < kMostLines && std::getline(file, line); ++lines) {
+    if (line.ends_with('\r')) line.pop_back();
+    const size_t equals = line.find('=');
+    if (line.starts_with('#') || equals == line.npos) continue;
+    const std::string name = line.substr(0, equals);
+    if (std::find(kNcclVariables.begin(), kNcclVariables.end(), name) == kNcclVariables.end()) {
+      continue;
+    }
+    variables.emplace(name, printable(line.substr(equals + 1)));
+  }
+}
+
+std::map<std::string, std::string> nccl_variables() {
+  std::map<std::string, std::string> variables;
+  for (const char* const name : kNcclVariables) {
+    const char* const value = std::getenv(name);
+    if (value != nullptr) variables.emplace(name, printable(value));
+  }
+  const char* const file = std::getenv("NCCL_CONF_FILE");
+  const char* const home = std::getenv("HOME");
+  if (file != nullptr && *file != '\0') {
+    read_nccl_file(file, variables);
+  } else if (home != nullptr) {
+    read_nccl_file(std::string(home) + "/.nccl.conf", variables);
+  }
+  read_nccl_file("/etc/nccl.conf", variables);
+  return variables;
+}
+
 LaunchInfo read_ranks() {
   if (const auto info = launched_by("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK")) return *info;
   if (const auto info = launched_by("PMI_SIZE", "PMI_RANK")) return *info;
@@ -77,6 +117,7 @@ LaunchInfo read_launch_info() {
   LaunchInfo info = read_ranks();
   read_slurm_job(info);
   info.cache_folder = cache_folder();
+  info.nccl_variables = nccl_variables();
   return info;
 }
 

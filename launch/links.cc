@@ -67,7 +67,9 @@ class Measurement {
     std::vector<MeasuredLink> links;
     for (const auto& [rank, report] : reports) {
       for (const LinkFinding& finding : report.findings()) {
-        if (finding.rank() > rank) links.push_back({info(rank), info(finding.rank()), finding});
+        if (finding.rank() < rank) continue;
+        links.push_back({info(rank), info(finding.rank()), finding,
+                         seen_interface(reports.at(finding.rank()), rank)});
       }
     }
     return links;
@@ -82,6 +84,13 @@ class Measurement {
     peer.set_tag(tag);
     peer.set_host(workers_[other].info().host());
     *peer.mutable_addresses() = workers_[other].addresses();
+  }
+
+  static std::string seen_interface(const LinkReport& report, int peer) {
+    for (const LinkFinding& finding : report.findings()) {
+      if (finding.rank() == peer && finding.transport() == "TCP") return finding.interface();
+    }
+    return "";
   }
 
   // Every worker's report of one step.
@@ -200,6 +209,10 @@ Link to_link(const MeasuredLink& measured) {
   speed.set_bandwidth_bytes_per_s(measured.finding.bandwidth_bytes_per_s());
   if (!is_virtual_nic(measured.finding.interface())) {  // whose speed says nothing
     speed.set_nominal_bandwidth_bytes_per_s(measured.finding.interface_bytes_per_s());
+  }
+  if (measured.finding.transport() == "TCP") {
+    link.set_interface_a(printable(measured.finding.interface()));
+    link.set_interface_b(printable(measured.interface_b));
   }
   speed.set_measured(true);
   speed.set_measured_at_unix_s(std::time(nullptr));

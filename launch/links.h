@@ -15,7 +15,8 @@ namespace trireme {
 // A pair of workers that was measured; ranks a < b.
 struct MeasuredLink {
   RankInfo a, b;
-  LinkFinding finding;  // by a
+  LinkFinding finding;      // by a
+  std::string interface_b;  // by which b's connection to a leaves; empty: not seen
 };
 
 // Has the workers reach each other, then measure pair by pair, and adds what they found to

@@ -21,6 +21,8 @@ struct LaunchInfo {
   int rank = 0;
   std::string slurm_job_id;  // empty: not in a Slurm job
   std::optional<std::chrono::system_clock::time_point> slurm_job_end;
+  // NCCL's that its environment or nccl.conf sets (topology/nccl_settings.h).
+  std::map<std::string, std::string> nccl_variables;
   std::string cache_folder;  // $XDG_CACHE_HOME, else ~/.cache; empty: the user has none
 };
 

@@ -28,7 +28,7 @@ using SteadyClock = std::chrono::steady_clock;
 
 constexpr milliseconds kPollInterval{1};
 // Raised with every change of a message.
-constexpr const char* kProtocol = "4";
+constexpr const char* kProtocol = "5";
 
 // Texts of users are not logged: their digest says as well whether they are the same.
 bool holds_text(const std::string& flag) {
@@ -98,7 +98,12 @@ Hello introduce(int rank, const Options& options, const std::string& mpi) {
     info.set_machine(write_nccl_xml(probe_machine(options.probe.sources), true));
   }
   if (rank > 0) add_gpus(rank, info);  // rank 0 computes nothing
-  if (mpi.empty()) return hello;       // a thread of the process that would compare
+  if (info.nccl_version() > 0) {
+    for (const auto& [name, value] : options.launch.nccl_variables) {
+      (*info.mutable_nccl_variables())[name] = value;
+    }
+  }
+  if (mpi.empty()) return hello;  // a thread of the process that would compare
   RankFacts& facts = *hello.mutable_facts();
   add_fact(*facts.mutable_must_agree(), "protocol", kProtocol);
   add_fact(*facts.mutable_must_agree(), "build", build_id());

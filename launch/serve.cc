@@ -96,6 +96,8 @@ std::string serve(const Options& options, StatusFile& status_file) {
     status_file.set_first_failure(job->engine().roster().first_failure());
     throw;
   }
+  service.announce(job->topology(), job->placement(),
+                   job->engine());  // with the KV blocks there are
   Session session(options, stop, drain_asked, service, job->engine(), status_file);
   service.start_serving(
       {job->model(), job->tokenizer(), job->chat_format(), job->placement().context()},

@@ -16,7 +16,6 @@
 #include "kernels/base/error.h"
 #include "kernels/base/log.h"
 #include "kernels/base/printable.h"
-#include "kernels/cuda/cuda_device.h"
 #include "launch/job.h"
 #include "launch/links.h"
 #include "launch/preflight.h"
@@ -95,7 +94,9 @@ class LocalWorkers : public Workers {
     const auto channel = make_local_worker_channel(hub_, rank);
     const auto transport =
         make_local_transport(hub_, rank, channel->cancellation(), channel->progress());
-    Worker(introduce(rank, options, ""), options.placement.model, *channel, *transport).run();
+    Hello hello = introduce(rank, options, "");
+    hello.mutable_info()->set_interface("lo");
+    Worker(hello, options.placement.model, *channel, *transport).run();
   }
 
   int count_;
@@ -131,13 +132,15 @@ std::string describe_place() {
   return host_name() + "\n" + boot + " " + network.string();
 }
 
-// NCCL would choose among all of the host's interfaces; the one by which rank 0 is reached works.
-void lead_nccl(const ControlAddress& address) {
-  if (address.hosts.empty() || cuda_devices().devices.empty()) return;
-  const std::string interface = interface_towards(address.hosts.front());
-  if (interface.empty()) return;
-  setenv("NCCL_SOCKET_IFNAME", ("=" + interface).c_str(), 0);  // the user's wins
-  log_info("NCCL connects by interface " + interface + " if NCCL_SOCKET_IFNAME says no other");
+// Of this worker's connection to rank 0.
+std::string control_interface(const ControlAddress& address) {
+  for (const OwnConnection& connection : own_connections()) {
+    if (connection.remote_port == address.port &&
+        std::ranges::find(address.hosts, connection.remote) != address.hosts.end()) {
+      return interface_with(connection.local);
+    }
+  }
+  return address.hosts.empty() ? "" : interface_towards(address.hosts.front());
 }
 
 class MpiWorkers : public Workers {
@@ -252,10 +255,10 @@ int run_worker(const Options& options) try {
   set_log_rank(mpi_job->rank());
   mpi_job->gather(describe_place(), timeout);
   const ControlAddress address = ControlAddress::parse(mpi_job->broadcast("", timeout));
-  lead_nccl(address);
   const auto channel = connect_control(address, mpi_job->rank(), timeout, {});
   const auto transport = mpi_job->make_transport(channel->cancellation(), channel->progress());
-  const Hello hello = introduce(mpi_job->rank(), options, mpi_job->library_version());
+  Hello hello = introduce(mpi_job->rank(), options, mpi_job->library_version());
+  hello.mutable_info()->set_interface(control_interface(address));
   const int status = Worker(hello, options.placement.model, *channel, *transport).run();
   if (status != 0) mpi_job->abandon();
   return status;

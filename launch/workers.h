@@ -22,6 +22,8 @@ class Workers {
   virtual int count() const = 0;
   // Where the control connections come in; 0 where there are none.
   virtual int control_port() const { return 0; }
+  // Workers are threads of this process.
+  bool in_one_process() const { return control_port() == 0; }
   // By rank; empty: all are here.
   virtual std::vector<std::string> hosts() const { return {}; }
   // The preflight: collects and compares what the ranks state of themselves (`own`: rank 0), shares

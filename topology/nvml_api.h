@@ -24,6 +24,11 @@ struct PciInfo {
 struct Memory {
   unsigned long long total, free, used;
 };
+struct ProcessInfo {
+  uint32_t pid;
+  unsigned long long used_bytes;  // all bits set: not known
+  uint32_t gpu_instance, compute_instance;
+};
 struct FieldValue {
   uint32_t field, scope;
   long long timestamp, latency_us;
@@ -47,7 +52,8 @@ struct FabricInfo {  // version 3; version 2 lacks the last field
   unsigned char health_summary;
 };
 inline constexpr size_t kFabricV2Bytes = 36;
-static_assert(sizeof(PciInfo) == 68 && sizeof(FieldValue) == 40 && sizeof(FabricInfo) == 40);
+static_assert(sizeof(PciInfo) == 68 && sizeof(ProcessInfo) == 24 && sizeof(FieldValue) == 40 &&
+              sizeof(FabricInfo) == 40);
 static_assert(offsetof(FabricInfo, health_mask) == 32);
 
 // Values of FieldValue.type.
@@ -93,6 +99,7 @@ struct Api {
   Result (*fields)(Device, int count, FieldValue*);
   Result (*fabric)(Device, FabricInfo*);
   Result (*p2p)(Device, Device, int which, int*);
+  Result (*processes)(Device, unsigned* count, ProcessInfo*);
 };
 
 struct Symbol {
@@ -126,6 +133,7 @@ inline constexpr Symbol kSymbols[] = {
     {"nvmlDeviceGetFieldValues", offsetof(Api, fields)},
     {"nvmlDeviceGetGpuFabricInfoV", offsetof(Api, fabric)},
     {"nvmlDeviceGetP2PStatus", offsetof(Api, p2p)},
+    {"nvmlDeviceGetComputeRunningProcesses_v3", offsetof(Api, processes)},
 };
 static_assert(sizeof kSymbols / sizeof(Symbol) == sizeof(Api) / sizeof(void*));
 

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/base/check.h"
 #include "kernels/base/error.h"
 #include "topology/assign.h"
 #include "topology/by_memory.h"
@@ -230,6 +231,30 @@ void predict_bytes(const ModelSpec& model, Placement& placement) {
       }
     }
   }
+  for (int replica = 0; replica < placement.replicas_size(); ++replica) {
+    const int32_t own = placement.replicas(replica).num_blocks();
+    if (own == 0) continue;
+    placement.mutable_replicas(replica)->clear_num_blocks();
+    lower_num_blocks(placement, replica, own);
+  }
+}
+
+int32_t num_blocks_of(const Placement& placement, int replica) {
+  const int32_t own = placement.replicas(replica).num_blocks();
+  return own > 0 ? own : placement.num_blocks();
+}
+
+void lower_num_blocks(Placement& placement, int replica, int32_t num_blocks) {
+  const int32_t before = num_blocks_of(placement, replica);
+  CHECK(num_blocks > 0 && num_blocks <= before, "a replica's KV blocks only become fewer");
+  ReplicaSpec& spec = *placement.mutable_replicas(replica);
+  for (StageSpec& stage : *spec.mutable_stages()) {
+    for (ShardSpec& shard : *stage.mutable_shards()) {
+      const uint64_t block = shard.kv_bytes() / static_cast<uint64_t>(before);
+      shard.set_kv_bytes(block * static_cast<uint64_t>(num_blocks));
+    }
+  }
+  if (num_blocks < placement.num_blocks()) spec.set_num_blocks(num_blocks);
 }
 
 Placement plan_placement(const Topology& topology, const ModelSpec& model,

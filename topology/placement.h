@@ -69,6 +69,12 @@ void validate_placement(const ModelSpec& model, const Placement& placement);
 // with the num_blocks that it has room for.
 void check_memory(const Topology& topology, const Placement& placement);
 
+// KV blocks of a replica.
+int32_t num_blocks_of(const Placement& placement, int replica);
+
+// The replica has so many from now on, at most as many as before: num_blocks and kv_bytes say so.
+void lower_num_blocks(Placement& placement, int replica, int32_t num_blocks);
+
 // Fills every shard's predicted bytes from the ranges and what set_devices() says.
 void predict_bytes(const ModelSpec& model, Placement& placement);
 

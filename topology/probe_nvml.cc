@@ -1,13 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <dlfcn.h>
-
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <map>
 
 #include "topology/machine_text.h"
-#include "topology/nvml_api.h"
+#include "topology/nvml_library.h"
 #include "topology/probe_machine.h"
 
 namespace trireme {
@@ -29,30 +27,11 @@ std::string text_of(const char (&buffer)[N]) {
 
 class NvmlProbe {
  public:
-  explicit NvmlProbe(Machine& machine) : machine_(machine) {}
-  ~NvmlProbe() {
-    if (running_ && api_.shutdown != nullptr) api_.shutdown();
-    if (library_ != nullptr) dlclose(library_);
-  }
-  NvmlProbe(const NvmlProbe&) = delete;
-  NvmlProbe& operator=(const NvmlProbe&) = delete;
+  NvmlProbe(const std::string& library, Machine& machine)
+      : library_(library), api_(library_.api()), machine_(machine) {}
 
-  void run(const std::string& name) {
-    library_ = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL);
-    if (library_ == nullptr) {
-      const char* const reason = dlerror();
-      return missing(reason == nullptr ? name + " cannot be opened" : reason);
-    }
-    for (const nvml::Symbol& symbol : nvml::kSymbols) {
-      void* const function = dlsym(library_, symbol.name);
-      std::memcpy(reinterpret_cast<char*>(&api_) + symbol.offset, &function, sizeof function);
-    }
-    if (api_.init == nullptr || api_.count == nullptr || api_.handle == nullptr ||
-        api_.pci == nullptr) {
-      return missing(name + " lacks functions that every version has");
-    }
-    if (const Result result = api_.init(); result != kSuccess) return missing(words(result));
-    running_ = true;
+  void run() {
+    if (!library_.missing().empty()) return missing(library_.missing());
     unsigned count = 0;
     if (const Result result = api_.count(&count); result != kSuccess) return missing(words(result));
     if (count == 0) return missing("the driver has no GPU");
@@ -63,10 +42,7 @@ class NvmlProbe {
  private:
   void missing(const std::string& reason) { machine_.missing.push_back("NVML: " + reason); }
 
-  std::string words(Result result) const {
-    const char* const text = api_.error_string == nullptr ? nullptr : api_.error_string(result);
-    return text == nullptr ? "error " + std::to_string(result) : text;
-  }
+  std::string words(Result result) const { return library_.words(result); }
 
   // Whether a query gave its answer. What a device does not support is no failure.
   template <class... Parameters, class... Arguments>
@@ -336,15 +312,14 @@ class NvmlProbe {
         " ordered pairs of GPUs: what they send goes through the host's memory");
   }
 
+  const nvml::Library library_;
+  const Api& api_;
   Machine& machine_;
-  Api api_ = {};
-  void* library_ = nullptr;
-  bool running_ = false;
   std::map<std::string, Device> devices_;
 };
 
 }  // namespace
 
-void probe_nvml(const std::string& library, Machine& machine) { NvmlProbe(machine).run(library); }
+void probe_nvml(const std::string& library, Machine& machine) { NvmlProbe(library, machine).run(); }
 
 }  // namespace trireme

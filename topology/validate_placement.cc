@@ -94,6 +94,11 @@ void check_placement(const Topology* topology, const ModelSpec& model, const Pla
   positive("max_sequences", placement.max_sequences(), 1 << 16);
   positive("max_batch_tokens", placement.max_batch_tokens(), 1 << 20);
   positive("context", placement.context(), model.context_length());
+  for (const ReplicaSpec& replica : placement.replicas()) {
+    if (replica.num_blocks() != 0) {
+      positive("num_blocks of a replica", replica.num_blocks(), placement.num_blocks());
+    }
+  }
   std::set<int32_t> used;
   for (int index = 0; index < placement.replicas_size(); ++index) {
     check_replica(topology, model, placement.replicas(index), "replica " + std::to_string(index),

@@ -17,6 +17,9 @@ class BatchTensors {
   // Allocates for the placement's largest micro-batch.
   BatchTensors(Backend& backend, const ModelSpec& model, const Placement& placement);
 
+  // The cache has so many blocks; the placement's until then.
+  void set_num_blocks(int32_t num_blocks) { num_blocks_ = num_blocks; }
+
   // Checks and uploads. Throws kInvalidArgument naming the field. The view and rows are valid until
   // the next call. pad: a step of decode, where each chunk is one token that is sampled, gets rows
   // of no sequence, which are kept nowhere, up to one of few sizes.

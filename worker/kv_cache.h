@@ -4,11 +4,22 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "kernels/backend.h"
+#include "proto/micro_batch.pb.h"
 
 namespace trireme {
+
+// Of a GPU's memory, left for what comes after the largest steps: recordings of steps, code that
+// the driver loads, NCCL's buffers.
+constexpr uint64_t kMemoryKept = uint64_t{256} << 20;
+
+// How many of `planned` blocks of `block_bytes` there is room for; `growth`: what else is still to
+// be allocated. The host's memory (nullopt) has room as the plan says. `others` stays empty.
+KvRoom room_for_cache(const std::optional<DeviceMemory>& memory, uint64_t block_bytes,
+                      uint64_t growth, int32_t planned);
 
 class KvCache {
  public:

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "worker/stage.h"
 
+#include <algorithm>
 #include <numeric>
 #include <string>
 
 #include "kernels/base/error.h"
+#include "kernels/sizes.h"
 #include "topology/placement.h"
 #include "topology/shard.h"
 #include "worker/group_tags.h"
@@ -13,10 +15,11 @@
 namespace trireme {
 namespace {
 
-KvLayer kv_shape(const ModelSpec& model, const ShardSpec& shard, const Placement& placement) {
+KvLayer kv_shape(const ModelSpec& model, const ShardSpec& shard, const Placement& placement,
+                 int32_t num_blocks) {
   KvLayer shape;
   shape.dtype = cache_dtype(placement);
-  shape.num_blocks = placement.num_blocks();
+  shape.num_blocks = num_blocks;
   shape.num_heads = length(shard.kv_heads());
   shape.block_size = placement.block_size();
   shape.head_dim = model.head_dim();
@@ -27,6 +30,11 @@ KvLayer kv_shape(const ModelSpec& model, const ShardSpec& shard, const Placement
 float embedding_scale(const ModelSpec& model, DType table) {
   const auto exact = static_cast<float>(model.embedding_scale());
   return activation_dtype(table) == DType::kBF16 ? bf16_to_float(float_to_bf16(exact)) : exact;
+}
+
+bool on_gpus(const StageSpec& stage) {
+  return std::all_of(stage.shards().begin(), stage.shards().end(),
+                     [](const ShardSpec& shard) { return shard.device() == DEVICE_KIND_CUDA; });
 }
 
 // The bounds that a config is held to, so that no product of sizes overflows.
@@ -116,7 +124,6 @@ Stage::Stage(const Assign& assign, Checkpoint& checkpoint, Backend& backend, Tra
   join_groups(tensors);
 
   const ModelSpec& model = assign_.model();
-  kv_.emplace(backend, length(spec().layers()), kv_shape(model, shard(), placement));
   backend.reserve_workspace(heads_of_kv(model, shard()), model.head_dim());
   decoder_.emplace(model, spec(), shard(), weights_, placement, backend, *group_);
   const int64_t values = int64_t{placement.max_batch_tokens()} * model.hidden_size();
@@ -139,7 +146,7 @@ void Stage::allocate_head() {
   host_logits_.resize(static_cast<size_t>(sequences) * static_cast<size_t>(model.vocab_size()));
 }
 
-void Stage::run_alike(int32_t sequences, int32_t tokens, int32_t end) {
+void Stage::run_alike(int32_t sequences, int32_t tokens, int32_t end, bool largest) {
   MicroBatch batch;
   for (int32_t s = 0; s < sequences && tokens > 0; ++s) {
     SequenceChunk& chunk = *batch.add_chunks();
@@ -150,8 +157,14 @@ void Stage::run_alike(int32_t sequences, int32_t tokens, int32_t end) {
     chunk.set_sample(true);
     tokens -= some;
   }
-  batch_.load(batch, end == 1 && replays(sequences));
-  compute({residual_.data(), DType::kF32, batch_.view().num_tokens, assign_.model().hidden_size()});
+  batch_.load(batch, !largest && replays(sequences));
+  const Tensor x(residual_.data(), DType::kF32, batch_.view().num_tokens,
+                 assign_.model().hidden_size());
+  const auto& stages = assign_.placement().replicas(assign_.replica()).stages();
+  const Tensor of_batch = x.row_range(0, batch_.num_tokens());
+  if (largest && !spec().has_embedding() && on_gpus(stages[assign_.stage() - 1])) receive(of_batch);
+  compute(x);
+  if (largest && !spec().has_head() && on_gpus(stages[assign_.stage() + 1])) hand_on(of_batch);
   settle();
   if (!reporter()) return;
   std::vector<int32_t> drawn(static_cast<size_t>(batch_.num_samples()));
@@ -159,20 +172,46 @@ void Stage::run_alike(int32_t sequences, int32_t tokens, int32_t end) {
   backend_.sample(drawn, logits_of(batch_.num_samples()), rows, {}, assign_.logical_vocab_size());
 }
 
+// One block stands for all of them: what is computed is not looked at.
 void Stage::warm_up() {
-  for (const ShardSpec& other : spec().shards()) {
-    if (other.device() != DEVICE_KIND_CUDA) return;
-  }
+  if (!on_gpus(spec())) return;
+  const Placement& placement = assign_.placement();
+  allocate_cache(1);
+  const int32_t sequences = std::min(placement.max_sequences(), placement.max_batch_tokens());
+  run_alike(sequences, placement.max_batch_tokens(), placement.context(), true);
+  run_alike(sequences, sequences, placement.context(), true);
+  backend_.synchronize();
+  kv_.reset();
+}
+
+void Stage::record_steps() {
+  if (!on_gpus(spec())) return;
   const Placement& placement = assign_.placement();
   const int32_t sequences = std::min(placement.max_sequences(), placement.max_batch_tokens());
-  run_alike(sequences, placement.max_batch_tokens(), placement.context());
-  run_alike(sequences, sequences, placement.context());
   for (int32_t size = 1; size <= sequences; size *= 2) {
     // The first time is as it is, the second is recorded.
-    for (int time = 0; time < (replays(size) ? 2 : 1); ++time) run_alike(size, size, 1);
+    for (int time = 0; time < (replays(size) ? 2 : 1); ++time) run_alike(size, size, 1, false);
   }
-  settle();
   backend_.synchronize();
+}
+
+KvRoom Stage::kv_room() const {
+  const Placement& placement = assign_.placement();
+  const int64_t block = length(spec().layers()) *
+                        kv_layer_bytes(cache_dtype(placement), 1, length(shard().kv_heads()),
+                                       placement.block_size(), assign_.model().head_dim());
+  // Where no step has run, scratch will grow to what the plan says.
+  const uint64_t scratch = shard().activation_bytes();
+  const uint64_t growth = scratch - std::min(scratch, activation_bytes());
+  return room_for_cache(backend_.device_memory(), static_cast<uint64_t>(block), growth,
+                        num_blocks_of(placement, assign_.replica()));
+}
+
+void Stage::allocate_cache(int32_t num_blocks) {
+  kv_.reset();
+  kv_.emplace(backend_, length(spec().layers()),
+              kv_shape(assign_.model(), shard(), assign_.placement(), num_blocks));
+  batch_.set_num_blocks(num_blocks);
 }
 
 void Stage::join_groups(Transport& tensors) {

@@ -40,15 +40,23 @@ class Stage {
  public:
   // Joins the stage's groups and loads its weights; progress as in load_with_node.
   // REQUIRES: check_assignment(assign) returned.
-  // host: among ranks' host memory, for what is read together; tensors: among devices.
+  // host: among ranks' host memory, for what is read together; tensors: among devices. The KV cache
+  // comes last, by allocate_cache().
   Stage(const Assign& assign, Checkpoint& checkpoint, Backend& backend, Transport& host,
         Transport& tensors, const LoadListener& progress);
 
   // Runs the largest micro-batches where all ranks of the stage are GPUs, which all must call it: a
   // GPU's scratch grows in them, and its libraries choose and load code, so that no step of a
-  // request fails or waits for that. Then steps of decode of several sizes, so that short contexts
-  // find them recorded. Before the first run().
+  // request fails or waits for that. Stages of GPUs that follow each other pass activations on, for
+  // connections take memory when they are first used. Before allocate_cache().
   void warm_up();
+  // KV blocks that there is memory for by now, at most the placement's.
+  KvRoom kv_room() const;
+  // At most as many as kv_room() said. Before the first run().
+  void allocate_cache(int32_t num_blocks);
+  // After that, where warm_up() did something: steps of decode of several sizes, so that short
+  // contexts find them recorded. What is recorded uses the cache where it is.
+  void record_steps();
 
   // Runs a micro-batch. Tokens come back on the reporter only: the first rank of the last stage.
   MicroBatchResult run(const MicroBatch& batch);
@@ -60,7 +68,7 @@ class Stage {
   void observe_logits(LogitsObserver observer) { observer_ = std::move(observer); }
 
   uint64_t weight_bytes() const { return weights_.bytes; }
-  uint64_t kv_bytes() const { return kv_->bytes(); }
+  uint64_t kv_bytes() const { return kv_ ? kv_->bytes() : 0; }
   uint64_t activation_bytes() const;  // and the backend's scratch
   uint64_t communication_bytes() const { return communication_bytes_; }
   uint64_t node_bytes() const { return weights_.node_bytes; }
@@ -81,8 +89,9 @@ class Stage {
   bool replays(int32_t sequences) const;
   // forward() and logits() of the loaded batch.
   void compute(Tensor x);
-  // Of the warm-up: sequences that together have so many tokens and end at `end`.
-  void run_alike(int32_t sequences, int32_t tokens, int32_t end);
+  // Of the warm-up: sequences that together have so many tokens and end at `end`. largest: with
+  // activations to and from stages of GPUs, and never recorded.
+  void run_alike(int32_t sequences, int32_t tokens, int32_t end, bool largest);
   // Makes the logits of the first `count` of `rows`, which logits_of(count) then has on the
   // reporter: [count, vocab] fp32 on the device.
   void logits(Tensor x, const int32_t* rows, int64_t count);

@@ -8,6 +8,10 @@
 #include <utility>
 
 #include "kernels/base/log.h"
+#include "topology/gpu_users.h"
+#include "topology/nccl_settings.h"
+#include "topology/placement.h"
+#include "worker/comm/nccl_ras.h"
 #include "worker/measure_speeds.h"
 #include "worker/model/family.h"
 
@@ -24,6 +28,22 @@ PeerSums peer_sums_of(PeerSumChoice choice) {
   throw Error(Code::kInvalidArgument, "cannot take the assignment: peer_sums is " +
                                           std::to_string(static_cast<int>(choice)) +
                                           ", which this build does not know");
+}
+
+bool has_gpu(const ReplicaSpec& replica) {
+  for (const StageSpec& stage : replica.stages()) {
+    for (const ShardSpec& shard : stage.shards()) {
+      if (shard.device() == DEVICE_KIND_CUDA) return true;
+    }
+  }
+  return false;
+}
+
+std::string other_users_of_gpu(const RankInfo& info, int index) {
+  for (const DeviceInfo& gpu : info.gpus()) {
+    if (gpu.index() == index) return describe_gpu_users(gpu.pci_id(), info.pid());
+  }
+  return "";
 }
 
 }  // namespace
@@ -111,6 +131,7 @@ bool Worker::handle(const ToWorker& message) {
     case ToWorker::kGroupKey:
       keys_[message.group_key().tag()] = message.group_key().key();
       return true;
+    case ToWorker::kKvBlocks: return true;  // of a load that was given up
     case ToWorker::kAbandon:
       // The stage's groups hold a dead rank: the stage goes; a new assignment makes the next one.
       stage_.reset();
@@ -145,6 +166,7 @@ DeviceTransportOptions Worker::transport_options(std::set<int> by_nccl) {
   options.keys = this;
   options.cancellation = &channel_.cancellation();
   options.progress = channel_.progress();
+  options.nccl.ras = nccl_ras_address(hello_.info().nccl_variables());
   return options;
 }
 
@@ -153,6 +175,7 @@ void Worker::load(const Assign& assign) {
   check_assignment(assign);
   channel_.progress()->begin(OPERATION_LOAD);
   stage_.reset();
+  set_nccl_variables(assign.nccl_settings());
   backend_ = make_backend_of(assign);
   const std::unique_ptr<Checkpoint> checkpoint = Checkpoint::open(model_path_);
   DeviceTransportOptions options =
@@ -170,6 +193,8 @@ void Worker::load(const Assign& assign) {
   };
   stage_.emplace(assign, *checkpoint, *backend_, transport_, *tensors, tell);
   stage_->warm_up();
+  allocate_cache(assign);
+  stage_->record_steps();
   send_digests(stage_->take_digests());
 
   channel_.progress()->begin(OPERATION_IDLE);
@@ -183,6 +208,46 @@ void Worker::load(const Assign& assign) {
   ready.set_node_bytes(stage_->node_bytes());
   ready.set_load_s(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
   channel_.send(message);
+}
+
+// What memory a GPU has left nobody knows before its largest steps have run; so the ranks of a
+// replica with a GPU say what they have room for, and the coordinator how many blocks it is.
+void Worker::allocate_cache(const Assign& assign) {
+  const ReplicaSpec& replica = assign.placement().replicas(assign.replica());
+  int32_t num_blocks = num_blocks_of(assign.placement(), assign.replica());
+  if (has_gpu(replica)) {
+    KvRoom room = stage_->kv_room();
+    if (room.num_blocks() < num_blocks) {
+      room.set_others(other_users_of_gpu(hello_.info(), assign.device_index()));
+    }
+    num_blocks = agree_on_blocks(room);
+  }
+  stage_->allocate_cache(num_blocks);
+}
+
+int32_t Worker::agree_on_blocks(const KvRoom& room) {
+  FromWorker message;
+  *message.mutable_kv_room() = room;
+  channel_.send(message);
+  channel_.progress()->begin(OPERATION_IDLE);  // others may load for minutes yet
+  for (;;) {
+    channel_.cancellation().throw_if_cancelled();
+    const std::optional<ToWorker> answer = channel_.receive(std::chrono::milliseconds(50));
+    if (!answer) continue;
+    if (!answer->has_kv_blocks()) {
+      later_.push_back(*answer);
+      if (answer->has_shutdown()) throw Error(Code::kCancelled, "the job ends");
+      continue;
+    }
+    const int32_t blocks = answer->kv_blocks().num_blocks();
+    if (blocks < 1 || blocks > room.num_blocks()) {
+      throw Error(Code::kInvalidArgument,
+                  "cannot allocate the KV cache: the coordinator says " + std::to_string(blocks) +
+                      " blocks, there is room for " + std::to_string(room.num_blocks()));
+    }
+    channel_.progress()->begin(OPERATION_LOAD);
+    return blocks;
+  }
 }
 
 void Worker::give(int tag, const std::string& key, std::span<const int> ranks) {

@@ -42,6 +42,8 @@ class Worker : private KeyExchange {
   void load(const Assign& assign);
   // Whether the replica's Abandon follows a micro-batch's error soon.
   bool abandoned_after(const Error& error);
+  void allocate_cache(const Assign& assign);
+  int32_t agree_on_blocks(const KvRoom& room);
   void send_digests(const TensorDigests& digests);
   void report_failure(Code code, const std::string& what);
 

@@ -89,6 +89,12 @@ class CudaBackend final : public Backend {
            partial_.bytes() + draws_.bytes() + unpacked_.bytes() + counters_.bytes();
   }
 
+  std::optional<DeviceMemory> device_memory() const override {
+    size_t free = 0, total = 0;
+    cuda_check(cudaMemGetInfo(&free, &total), "ask how much of the GPU's memory is free");
+    return DeviceMemory{free, total};
+  }
+
   Buffer allocate(size_t bytes) override {
     if (bytes == 0) return {};
     void* data = nullptr;

@@ -108,6 +108,7 @@ bool measure(MpiJob& job, const Assign& assign, const std::string& path) {
   const auto backend = make_backend_of(assign);
   const auto checkpoint = Checkpoint::open(path);
   Stage stage(assign, *checkpoint, *backend, *transport, *transport, {});
+  stage.allocate_cache(assign.placement().num_blocks());
   for (const MicroBatch& batch : script) stage.run(batch);
   malloc_trim(0);
   const uint64_t after = anonymous_bytes();

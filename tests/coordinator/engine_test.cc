@@ -121,6 +121,19 @@ TEST_F(EngineTest, RefusesWhatCannotRun) {
   EXPECT_TRUE(engine_->tick(now_));
 }
 
+// After the load memory may hold fewer blocks than planned: of each of the two replicas eight.
+TEST_F(EngineTest, AReplicaWithFewerBlocksServesWithThose) {
+  const int32_t total = engine_->load().blocks_total();
+  engine_->set_num_blocks(1, 8);
+  EXPECT_EQ(engine_->load().blocks_total(), total - 16 + 8);
+  EXPECT_EQ(engine_->load().blocks_free(), total - 16 + 8);
+  // What one replica could not hold is no longer taken: which one will serve it nobody knows.
+  engine_->set_num_blocks(0, 8);
+  EXPECT_EQ(engine_->load().blocks_total(), 16);
+  expect_error(Code::kInvalidArgument, "33 tokens", [&] { engine_->submit(request("r", 3, 31)); });
+  engine_->submit(request("r", 3, 30));
+}
+
 TEST_F(EngineTest, AFullQueueRefusesAtOnce) {
   for (int i = 0; i < 8; ++i) submit("r" + std::to_string(i));
   expect_error(Code::kResourceExhausted, "--max_queue allows 8", [&] { submit("more"); });

@@ -3,8 +3,10 @@
 ranks have one, and the way of tensors that the log tells."""
 import json
 import os
+import re
 import tempfile
 import unittest
+import unittest.mock
 from pathlib import Path
 
 import harness
@@ -23,9 +25,9 @@ class EmulatedGpus(unittest.TestCase):
         cls.base = cls.generate(harness.BINARY)[0]
 
     @classmethod
-    def run_program(cls, binary, *arguments, ranks=1, nccl=22809):
+    def run_program(cls, binary, *arguments, ranks=1, nccl=22809, libraries=LIBRARIES):
         """nccl: the version of the library that stands for NCCL's."""
-        os.environ["LD_LIBRARY_PATH"] = str(LIBRARIES)
+        os.environ["LD_LIBRARY_PATH"] = str(libraries)
         os.environ["FAKE_NCCL_VERSION"] = str(nccl)
         before, harness.BINARY = harness.BINARY, str(binary)
         try:
@@ -85,6 +87,61 @@ class EmulatedGpus(unittest.TestCase):
         log = self.check("--pp", "3", ranks=4, nccl=21300)
         self.assertIn("its version is 21300", log)
         self.assertIn("go through host memory", log)
+
+    def test_nccl_ways(self):
+        """What NCCL finds in its environment when it is first used; the user's choice wins."""
+        os.environ["FAKE_NCCL_TELL"] = "1"
+        try:
+            log = self.check("--tp", "2", ranks=3)
+            self.assertRegex(log, r'NCCL: ranks 1 2 on \S+: NCCL_SOCKET_IFNAME="=lo" because all ranks are on one host')
+            self.assertEqual(log.count("the fake NCCL connects by =lo\n"), 2, log)
+            os.environ["NCCL_SOCKET_IFNAME"] = "eth7"
+            for ranks in (1, 3):
+                log = self.check("--tp", "2", ranks=ranks)
+                self.assertRegex(log, r'NCCL: ranks 1 2 on \S+: set by you: NCCL_SOCKET_IFNAME="eth7"')
+                self.assertEqual(log.count("the fake NCCL connects by eth7\n"), 2, log)
+        finally:
+            os.environ.pop("FAKE_NCCL_TELL")
+            os.environ.pop("NCCL_SOCKET_IFNAME", None)
+
+    def test_memory_that_others_take(self):
+        """KV blocks are what memory holds after the load: fewer than planned, or a start that is refused."""
+        total, kept, mib = 8 << 30, 256 << 20, 1 << 20
+        flags = [*FLAGS, "--pp", "2"]
+        flags[flags.index("--max_sequences") + 1] = "4096"
+        with tempfile.TemporaryDirectory() as folder:
+            profile = (harness.ROOT / "tests/data/topologies/four-gpus-profile.yaml").read_text()
+            for number, bus in enumerate(re.findall(r'bus_id: ("[^"]+")', profile)):
+                profile = profile.replace(bus, f'"0000:{number + 1:02x}:00.0"')
+            (Path(folder) / "profile.yaml").write_text(profile)
+            (Path(folder) / "libnvidia-ml.so.1").symlink_to(BUILD / "libfake_nvml.so")
+            environment = {"TRIREME_FAKE_NVML_PROFILE": f"{folder}/profile.yaml",
+                           "TRIREME_FAKE_NVML_FAULTS": "user:0:4711:3072,user:1:4711:3072"}
+
+            def run(taken):
+                environment["TRIREME_EMULATED_MEMORY_TAKEN"] = str(int(taken))
+                with unittest.mock.patch.dict(os.environ, environment):
+                    return self.run_program(BUILD / "trireme_emulated", *flags, ranks=3,
+                                            libraries=f"{LIBRARIES}:{folder}")
+
+            # The load just fits, the cache does not.
+            end = run(total - 200 * mib)
+            self.assertNotEqual(end.status, 0)
+            self.assertRegex(end.log, r"cannot load: one sequence of 80 positions needs 5 KV blocks, there is room for 0: "
+                                      r"rank [12] .*25\d\.\d MiB are kept.*others use that GPU: process 4711 \(3\.0 GiB\); "
+                                      r"end what else runs there")
+            used = 200 * mib - float(re.search(r"\) has ([\d.]+) MiB of its 8\.0 GiB free after the load", end.log).group(1)) * mib
+            end = run(total - kept - used - 30 * mib)
+            self.assertEqual(end.status, 0, end.log)
+            found = re.search(r"replica 0 has (\d+) KV blocks in place of the planned (\d+) .*process 4711", end.log)
+            self.assertIsNotNone(found, end.log)
+            self.assertEqual(int(found.group(2)), 4096 * 5)
+            self.assertTrue(100 < int(found.group(1)) < 4096 * 5, found.group(0))
+            for line, alone in zip(end.out.splitlines(), self.base, strict=True):
+                self.assertEqual(json.loads(line)["output_ids"][0], alone["output_ids"][0])
+            end = run(0)
+            self.assertEqual(end.status, 0, end.log)
+            self.assertNotIn("in place of the planned", end.log)
 
     def test_integers_on_gpus_only(self):
         integers = ["--dtype", "int8", *FLAGS[2:]]

@@ -112,6 +112,16 @@ TEST(GpuMemory, GrowsToWhatIsPredicted) {
     EXPECT_EQ(stage.activation_bytes(), predicted) << dtype;
     stage.warm_up();
     EXPECT_EQ(stage.activation_bytes(), predicted) << dtype;
+    EXPECT_EQ(stage.kv_bytes(), 0u) << "that of the warm-up is gone";
+    const KvRoom room = stage.kv_room();
+    const uint64_t planned = assign.placement().replicas(0).stages(0).shards(0).kv_bytes();
+    EXPECT_EQ(room.num_blocks(), assign.placement().num_blocks()) << "a model so small fits";
+    EXPECT_EQ(room.block_bytes() * static_cast<uint64_t>(room.num_blocks()), planned);
+    EXPECT_GT(room.free_bytes(), room.kept_bytes());
+    stage.allocate_cache(room.num_blocks());
+    EXPECT_EQ(stage.kv_bytes(), planned);
+    stage.record_steps();
+    EXPECT_EQ(stage.activation_bytes(), predicted) << dtype;
   }
 }
 

@@ -25,7 +25,7 @@ RankInfo rank_on(int rank, const std::string& host) {
 
 MeasuredLink link(int a, const std::string& host_a, int b, const std::string& host_b,
                   double latency_us, double gigabytes) {
-  MeasuredLink link{rank_on(a, host_a), rank_on(b, host_b), {}};
+  MeasuredLink link{rank_on(a, host_a), rank_on(b, host_b), {}, ""};
   link.finding.set_transport(host_a == host_b ? "shared memory" : "TCP");
   if (host_a != host_b) link.finding.set_interface("eth0");
   link.finding.set_latency_s(latency_us * 1e-6);
@@ -165,7 +165,11 @@ TEST(Links, OfEveryPairAreInTheTopology) {
       EXPECT_EQ(peer.addresses_size(), 1);
       tags.insert(peer.tag());
     }
-    return good(rank, task);
+    LinkReport report = good(rank, task);
+    for (LinkFinding& finding : *report.mutable_findings()) {
+      if (rank == 5) finding.set_interface("eth5");
+    }
+    return report;
   });
   Topology topology;
   measure_links(channel, workers(5), 7, kTimeout, topology);
@@ -177,6 +181,8 @@ TEST(Links, OfEveryPairAreInTheTopology) {
     EXPECT_LT(link.rank_a(), link.rank_b());
     EXPECT_TRUE(link.speed().measured());
     EXPECT_EQ(link.speed().latency_s(), 1e-5);
+    EXPECT_EQ(link.interface_a(), "eth1");
+    EXPECT_EQ(link.interface_b(), link.rank_b() == 5 ? "eth5" : "eth1");
     const bool one_host = (link.rank_a() - 1) / 2 == (link.rank_b() - 1) / 2;
     EXPECT_EQ(link.speed().link_class(), one_host ? LINK_CLASS_NODE : LINK_CLASS_NET);
   }

@@ -2,9 +2,13 @@
 #include "launch/options.h"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <cstdlib>
+#include <filesystem>
+#include <fstream>
 #include <iterator>
+#include <map>
 #include <sstream>
 
 #include "kernels/base/error.h"
@@ -33,7 +37,8 @@ class Environment {
     for (const char* name :
          {"OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "PMI_SIZE", "PMI_RANK", "PMIX_RANK",
           "SLURM_NTASKS", "SLURM_PROCID", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS",
-          "SLURM_STEP_TASKS_PER_NODE", "SLURM_JOB_ID", "SLURM_JOB_END_TIME"}) {
+          "SLURM_STEP_TASKS_PER_NODE", "SLURM_JOB_ID", "SLURM_JOB_END_TIME", "NCCL_IB_HCA",
+          "NCCL_SOCKET_IFNAME", "NCCL_CONF_FILE"}) {
       unsetenv(name);
     }
   }
@@ -352,6 +357,24 @@ TEST(Options, FlagsAsText) {
   EXPECT_EQ(flags_of({"generate", "--model", "m", "--prompt", "a", "--prompt", "b"}).at("--prompt"),
             "a,b");
   EXPECT_EQ(parse({"plan", "--model", "m"}).sub_command, "plan");
+}
+
+// The environment wins over nccl.conf; what is not looked at stays out.
+TEST(Options, WhatOfNcclIsSet) {
+  const std::string file = testing::TempDir() + "nccl-" + std::to_string(getpid()) + ".conf";
+  std::ofstream(file) << "# NCCL_IB_DISABLE=1\nNCCL_IB_HCA=mlx5_9\r\nNCCL_SOCKET_IFNAME==ib0\n"
+                         "NCCL_DEBUG=INFO\nnothing\nNCCL_RAS_ADDR=[::1]:5\n";
+  const Environment environment(
+      {{"NCCL_CONF_FILE", file}, {"NCCL_IB_HCA", "=mlx5_1:1"}, {"NCCL_SOCKET_IFNAME", "a\nb"}});
+  std::map<std::string, std::string> set = read_launch_info().nccl_variables;
+  std::filesystem::remove(file);
+  EXPECT_EQ(set["NCCL_IB_HCA"], "=mlx5_1:1");
+  EXPECT_EQ(set["NCCL_SOCKET_IFNAME"], "a b") << "fit for a message";
+  EXPECT_EQ(set["NCCL_RAS_ADDR"], "[::1]:5");
+  EXPECT_EQ(set.count("NCCL_DEBUG"), 0u);
+  EXPECT_EQ(set.count("NCCL_IB_DISABLE"), 0u);
+  setenv("NCCL_CONF_FILE", "/does/not/exist", 1);
+  EXPECT_EQ(read_launch_info().nccl_variables.count("NCCL_RAS_ADDR"), 0u);
 }
 
 TEST(Options, TheEndOfASlurmJob) {

@@ -175,6 +175,7 @@ Logits run_rank(const std::string& model_path, const Assign& assign,
       assign.placement().replicas(0).stages(assign.stage()).shards(assign.tp_rank()).rank();
   const auto tensors = make_device_transport(transport, *backend, options);
   Stage stage(assign, *checkpoint, *backend, transport, *tensors, {});
+  stage.allocate_cache(assign.placement().num_blocks());
   check_bytes(assign, stage, *backend);
   Logits logits;
   // Every rank of the last stage takes part in the head; the reporter alone is called.

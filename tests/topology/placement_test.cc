@@ -236,6 +236,30 @@ TEST(PredictBytes, FollowTheDevice) {
   }
 }
 
+TEST(Placement, AReplicaMayHaveFewerBlocks) {
+  const ModelSpec model = smollm2();
+  const Topology topology = make_topology(2, kGiB);
+  PlacementOptions options;
+  options.pp = 1;
+  options.dp = 2;
+  Placement placement = plan_placement(topology, model, options);
+  const int32_t planned = placement.num_blocks();
+  const uint64_t bytes = placement.replicas(1).stages(0).shards(0).kv_bytes();
+  lower_num_blocks(placement, 1, planned / 2);
+  EXPECT_EQ(num_blocks_of(placement, 0), planned);
+  EXPECT_EQ(num_blocks_of(placement, 1), planned / 2);
+  const uint64_t less = placement.replicas(1).stages(0).shards(0).kv_bytes();
+  EXPECT_EQ(less, bytes / static_cast<uint64_t>(planned) * static_cast<uint64_t>(planned / 2));
+  validate_placement(topology, model, placement);
+  predict_bytes(model, placement);
+  EXPECT_EQ(placement.replicas(1).stages(0).shards(0).kv_bytes(), less);
+  EXPECT_EQ(num_blocks_of(placement, 1), planned / 2);
+  for (const int32_t wrong : {-1, planned + 1}) {
+    placement.mutable_replicas(1)->set_num_blocks(wrong);
+    EXPECT_THROW(validate_placement(topology, model, placement), Error) << wrong;
+  }
+}
+
 TEST(Topology, BoundRanksKeepTheirCores) {
   Topology topology = make_topology(2, kGiB);
   for (int index = 0; index < 2; ++index) {

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // NVML without a GPU: tests/topology/fake_nvml serves profiles, with faults.
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <cstdlib>
 #include <filesystem>
 #include <string>
 
+#include "topology/gpu_users.h"
 #include "topology/machine_paths.h"
 #include "topology/machine_topology.h"
 #include "topology/probe_machine.h"
@@ -188,6 +190,20 @@ TEST(ProbeNvml, EveryQueryMayFail) {
   const Machine lost = probe(kOurs, "fail:1:nvmlDeviceGetHandleByIndex_v2");
   EXPECT_EQ(lost.gpus.size(), 3u);
   EXPECT_TRUE(mentions(lost.notes, "GPU 1 is lost to the driver: Unknown Error"));
+}
+
+TEST(GpuUsers, AreNamedWithTheirMemory) {
+  probe(kOurs, "user:2:4711:3072,user:2:99:612,user:1:5:1");
+  const auto users = [](const std::string& pci_id) {
+    return describe_gpu_users(pci_id, getpid(), kLibrary);
+  };
+  EXPECT_EQ(users("0000:8a:00.0"), "process 4711 (3.0 GiB), process 99 (612.0 MiB)");
+  EXPECT_EQ(users("0000:8A:00.0"), users("0000:8a:00.0"));
+  EXPECT_EQ(users(probe(kOurs).gpus[0].pci_id), "") << "this process alone";
+  EXPECT_EQ(users("0000:ff:00.0"), "") << "no such GPU";
+  EXPECT_EQ(describe_gpu_users("0000:8a:00.0", getpid(), "libno-such.so"), "");
+  probe(kOurs, "user:2:4711:3072,fail:2:nvmlDeviceGetComputeRunningProcesses_v3");
+  EXPECT_EQ(users("0000:8a:00.0"), "") << "a driver that does not tell";
 }
 
 struct Profile {

@@ -55,7 +55,7 @@ class DeviceTransport final : public Transport {
     CHECK(options.cancellation != nullptr && options.progress != nullptr, "waits of a GPU's rank");
     work_ = std::make_shared<QueuedWork>(backend, *options.cancellation, options.progress);
     if (!options.nccl_ranks.contains(options.rank)) return;
-    nccl_ = make_nccl(backend, work_, options.library);
+    nccl_ = make_nccl(backend, work_, options.nccl);
   }
 
   std::unique_ptr<Communicator> make_group(std::span<const int> ranks, int tag) override {

@@ -38,7 +38,7 @@ struct DeviceTransportOptions {
   KeyExchange* keys = nullptr;
   const Cancellation* cancellation = nullptr;
   std::shared_ptr<Progress> progress;
-  std::string library = kNcclLibrary;
+  NcclOptions nccl{};
 };
 
 // World ranks of the placement that have a GPU.

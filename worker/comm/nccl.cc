@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <future>
 #include <numeric>
 #include <vector>
 
@@ -18,7 +19,6 @@
 #include "kernels/base/log.h"
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/cuda_stream.h"
-#include "worker/comm/nccl_ras.h"
 
 namespace trireme {
 namespace {
@@ -27,7 +27,7 @@ using cuda::cuda_check;
 
 // Older ones say that a send or recv of a non-blocking communicator is queued before it is.
 constexpr int kOldestVersion = 22400;
-constexpr std::chrono::milliseconds kRasTimeout{1000};
+constexpr std::chrono::milliseconds kRasTimeout{2000};
 
 static_assert(sizeof(ncclUniqueId) == Nccl::kKeyBytes);
 
@@ -92,8 +92,12 @@ Library open_library(const std::string& file) {
 // All groups of a rank.
 class Groups : private QueuedWork::Part {
  public:
-  Groups(const Library& library, Backend& backend, std::shared_ptr<QueuedWork> work)
-      : library_(library), stream_(cuda::stream_of(backend)), work_(std::move(work)) {
+  Groups(const Library& library, const NcclOptions& options, Backend& backend,
+         std::shared_ptr<QueuedWork> work)
+      : library_(library),
+        options_(options),
+        stream_(cuda::stream_of(backend)),
+        work_(std::move(work)) {
     work_->add(*this);
   }
   ~Groups() override {
@@ -129,9 +133,13 @@ class Groups : private QueuedWork::Part {
     std::string text =
         std::string("cannot ") + action + " with NCCL: " + library_.error_string(code);
     if (detail != nullptr && *detail != '\0') text += std::string(" (") + detail + ")";
-    const std::string view = read_nccl_ras(kNcclRasPort, kRasTimeout);
-    if (!view.empty()) log_warn("NCCL's own view of the job: " + view);
+    // Before the abort: a group that is gone has nothing to tell.
+    const std::string view = read_view();
     work_->end();
+    work_->cancellation().throw_if_cancelled();  // whoever cancels knows why
+    if (!view.empty()) log_warn("NCCL's own view of the job: " + view);
+    const std::string faults = nccl_ras_faults(view);
+    if (!faults.empty()) text += "; its RAS says: " + faults;
     // Where NCCL blames the system or another rank, that one or the way to it has gone.
     const bool gone = code == ncclRemoteError || code == ncclSystemError;
     throw Error(gone ? Code::kUnavailable : Code::kInternal,
@@ -139,12 +147,34 @@ class Groups : private QueuedWork::Part {
   }
 
  private:
-  void look() override {
+  void look(std::span<const int> peers, QueuedWork::Duration lasted) override {
     for (const ncclComm_t group : groups_) {
       ncclResult_t state = ncclSuccess;
       check(library_.async_error(group, &state), "ask for errors");
       check(state, "exchange tensors");
     }
+    if (!groups_.empty() && lasted >= options_.hang) tell_hang(peers);
+  }
+
+  // What RAS says, unless a Cancellation tells earlier what has happened.
+  std::string read_view() const {
+    return read_nccl_ras(options_.ras, kRasTimeout,
+                         [this] { return work_->cancellation().cancelled(); });
+  }
+
+  // Once in a micro-batch: before the first one others may load for minutes.
+  void tell_hang(std::span<const int> peers) {
+    const uint64_t batch = work_->progress()->heartbeat().current();
+    if (batch == 0 || batch == hung_) return;
+    hung_ = batch;
+    std::string text = "the GPU waits for";
+    for (const int peer : peers) text += " rank " + std::to_string(peer);
+    text += ", " + std::to_string(options_.hang.count() / 1000) + " s by now";
+    // Beside the wait, which must see a Cancellation at once.
+    teller_ = std::async(std::launch::async, [this, text] {
+      const std::string view = read_view();
+      log_warn(text + (view.empty() ? "" : "; NCCL's own view of the job: " + view));
+    });
   }
 
   void end() override {
@@ -153,9 +183,12 @@ class Groups : private QueuedWork::Part {
   }
 
   const Library library_;
+  const NcclOptions options_;
   const cudaStream_t stream_;
   const std::shared_ptr<QueuedWork> work_;
   std::vector<ncclComm_t> groups_;
+  uint64_t hung_ = 0;         // the last micro-batch of which that was told
+  std::future<void> teller_;  // by whom; last: it uses what stands above
 };
 
 class NcclCommunicator final : public Communicator {
@@ -300,10 +333,10 @@ class NcclCommunicator final : public Communicator {
 
 class OpenedNccl final : public Nccl {
  public:
-  OpenedNccl(const std::string& library, Backend& backend, std::shared_ptr<QueuedWork> work)
-      : library_(open_library(library)),
+  OpenedNccl(const NcclOptions& options, Backend& backend, std::shared_ptr<QueuedWork> work)
+      : library_(open_library(options.library)),
         backend_(backend),
-        groups_(std::make_shared<Groups>(library_, backend, std::move(work))) {}
+        groups_(std::make_shared<Groups>(library_, options, backend, std::move(work))) {}
 
   std::string make_key() override {
     ncclUniqueId id{};
@@ -354,8 +387,8 @@ NcclVersion find_nccl(const std::string& library) {
 }
 
 std::unique_ptr<Nccl> make_nccl(Backend& backend, std::shared_ptr<QueuedWork> work,
-                                const std::string& library) {
-  return std::make_unique<OpenedNccl>(library, backend, std::move(work));
+                                const NcclOptions& options) {
+  return std::make_unique<OpenedNccl>(options, backend, std::move(work));
 }
 
 }  // namespace trireme

@@ -4,12 +4,14 @@
 // else nccl_unavailable.cc.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <memory>
 #include <span>
 #include <string>
 
 #include "worker/comm/communicator.h"
+#include "worker/comm/nccl_ras.h"
 #include "worker/comm/queued_work.h"
 
 namespace trireme {
@@ -43,9 +45,16 @@ class Nccl {
   virtual int version() const = 0;
 };
 
+struct NcclOptions {
+  std::string library = kNcclLibrary;
+  NcclRasAddress ras{};
+  // A wait in a micro-batch that lasts so long is told, with what RAS says of it.
+  std::chrono::milliseconds hang{10000};
+};
+
 // The backend is a CUDA backend and outlives the groups; the work is all that this rank queues on
 // it. Throws kFailedPrecondition where find_nccl() gives a reason.
 std::unique_ptr<Nccl> make_nccl(Backend& backend, std::shared_ptr<QueuedWork> work,
-                                const std::string& library = kNcclLibrary);
+                                const NcclOptions& options = {});
 
 }  // namespace trireme

@@ -7,7 +7,7 @@ namespace trireme {
 
 NcclVersion find_nccl(const std::string&) { return {0, "this build has no CUDA"}; }
 
-std::unique_ptr<Nccl> make_nccl(Backend&, std::shared_ptr<QueuedWork>, const std::string&) {
+std::unique_ptr<Nccl> make_nccl(Backend&, std::shared_ptr<QueuedWork>, const NcclOptions&) {
   throw Error(Code::kFailedPrecondition,
               "cannot use NCCL: this build has no CUDA; configure with `cmake --preset cuda`");
 }

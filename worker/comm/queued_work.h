@@ -22,12 +22,14 @@ namespace trireme {
 // outlive it.
 class QueuedWork {
  public:
+  using Duration = BriefWait::Clock::duration;
+
   // Those whose kernels wait for other ranks.
   class Part {
    public:
     virtual ~Part() = default;
-    // Throws what has gone wrong; asked now and then while a wait lasts.
-    virtual void look() {}
+    // Throws what has gone wrong; asked now and then while a wait for `peers` lasts.
+    virtual void look(std::span<const int> /*peers*/, Duration /*lasted*/) {}
     // Its kernels return soon, whatever they wait for; called once. Throws nothing.
     virtual void end() = 0;
   };
@@ -53,8 +55,8 @@ class QueuedWork {
     bool told = false;
     while (!done()) {
       throw_if_cancelled();
-      if (brief.lasted() >= kUsual) {
-        for (Part* const part : std::vector(parts_)) part->look();
+      if (const Duration lasted = brief.lasted(); lasted >= kUsual) {
+        for (Part* const part : std::vector(parts_)) part->look(peers, lasted);
         if (!told) {
           progress_->step();
           progress_->wait_for(peers);
@@ -80,6 +82,7 @@ class QueuedWork {
   }
 
   const std::shared_ptr<Progress>& progress() const { return progress_; }
+  const Cancellation& cancellation() const { return cancellation_; }
 
  private:
   // What takes longer is told, and looks for errors.

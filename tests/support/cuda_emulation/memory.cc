@@ -8,7 +8,9 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <map>
 #include <mutex>
@@ -29,13 +31,19 @@ struct Export {
 };
 static_assert(sizeof(Export) <= sizeof(cudaIpcMemHandle_t));
 
+constexpr int kElsewhere = -1;  // the device of what was opened: its owner has counted it
+struct Allocation {
+  size_t bytes;
+  int device;
+};
+
 // Where the processor has protection keys a thread opens and shuts all pages by a register of its
 // own, which new threads inherit; else all pages are changed, for everyone.
 struct Memory {
-  int key = -1;                         // of hidden memory; -1: there is none
-  std::mutex mutex;                     // guards what follows
-  std::map<void*, size_t> allocations;  // and what was opened of others
-  std::map<void*, int> exports;         // their files
+  int key = -1;                             // of hidden memory; -1: there is none
+  std::mutex mutex;                         // guards what follows
+  std::map<void*, Allocation> allocations;  // and what was opened of others
+  std::map<void*, int> exports;             // their files
   bool hidden = false;
   int users = 0;
 
@@ -44,18 +52,38 @@ struct Memory {
     CHECK(pkey_mprotect(data, bytes, kUsable, key) == 0, "an allocation's key");
   }
   void protect_all(int protection) {
-    for (const auto& [data, bytes] : allocations) {
-      CHECK(mprotect(data, bytes, protection) == 0, "the pages of an emulated device");
+    for (const auto& [data, allocation] : allocations) {
+      CHECK(mprotect(data, allocation.bytes, protection) == 0, "the pages of an emulated device");
     }
   }
 };
+
+uint64_t taken_at_start() {
+  const char* const bytes = std::getenv("TRIREME_EMULATED_MEMORY_TAKEN");
+  return bytes == nullptr ? 0 : std::strtoull(bytes, nullptr, 10);
+}
+std::atomic<uint64_t> taken{taken_at_start()};
+thread_local int device_of_thread = 0;
 
 Memory& memory() {
   static auto* const instance = new Memory;  // outlives whoever frees last
   return *instance;
 }
 
+// REQUIRES: memory().mutex is held.
+uint64_t free_bytes() {
+  uint64_t used = taken;
+  for (const auto& [data, allocation] : memory().allocations) {
+    if (allocation.device == device_of_thread) used += allocation.bytes;
+  }
+  return used < kMemoryBytes ? kMemoryBytes - used : 0;
+}
+
 }  // namespace
+
+void take_memory(uint64_t bytes) { taken = bytes; }
+void choose_device(int device) { device_of_thread = device; }
+int chosen_device() { return device_of_thread; }
 
 void hide_memory() {
   const std::lock_guard lock(memory().mutex);
@@ -96,16 +124,18 @@ cudaError_t cudaMalloc(void** data, size_t bytes) {
     *data = nullptr;
     return cudaSuccess;
   }
+  auto& memory = emulation::memory();
+  const std::lock_guard lock(memory.mutex);
+  *data = nullptr;
+  if (bytes > emulation::free_bytes()) return cudaErrorMemoryAllocation;
   *data = mmap(nullptr, bytes, emulation::kUsable, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (*data == MAP_FAILED) {
     *data = nullptr;
     return cudaErrorMemoryAllocation;
   }
   std::memset(*data, 0xFF, bytes);
-  auto& memory = emulation::memory();
   memory.lock_with_key(*data, bytes);
-  const std::lock_guard lock(memory.mutex);
-  memory.allocations[*data] = bytes;
+  memory.allocations[*data] = {bytes, emulation::chosen_device()};
   if (memory.hidden && memory.users == 0) mprotect(*data, bytes, PROT_NONE);
   return cudaSuccess;
 }
@@ -117,7 +147,7 @@ cudaError_t cudaFree(void* data) {
   const std::lock_guard lock(memory.mutex);
   const auto found = memory.allocations.find(data);
   if (found == memory.allocations.end()) return cudaErrorInvalidValue;
-  munmap(data, found->second);
+  munmap(data, found->second.bytes);
   memory.allocations.erase(found);
   const auto exported = memory.exports.find(data);
   if (exported != memory.exports.end()) {
@@ -133,7 +163,7 @@ cudaError_t cudaIpcGetMemHandle(cudaIpcMemHandle_t* handle, void* data) {
   const std::lock_guard lock(memory.mutex);
   const auto found = memory.allocations.find(data);
   if (found == memory.allocations.end()) return cudaErrorInvalidValue;
-  const size_t bytes = found->second;
+  const size_t bytes = found->second.bytes;
   auto& exports = memory.exports;
   if (!exports.contains(data)) {
     const int file = memfd_create("emulated GPU memory", MFD_CLOEXEC);
@@ -165,12 +195,19 @@ cudaError_t cudaIpcOpenMemHandle(void** data, cudaIpcMemHandle_t handle, unsigne
   auto& memory = emulation::memory();
   memory.lock_with_key(opened, made.bytes);
   const std::lock_guard lock(memory.mutex);
-  memory.allocations[opened] = made.bytes;
+  memory.allocations[opened] = {made.bytes, emulation::kElsewhere};
   if (memory.hidden && memory.users == 0) mprotect(opened, made.bytes, PROT_NONE);
   *data = opened;
   return cudaSuccess;
 }
 
 cudaError_t cudaIpcCloseMemHandle(void* data) { return cudaFree(data); }
+
+cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
+  const std::lock_guard lock(emulation::memory().mutex);
+  *free = emulation::free_bytes();
+  *total = emulation::kMemoryBytes;
+  return cudaSuccess;
+}
 
 }  // extern "C"

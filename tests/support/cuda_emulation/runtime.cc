@@ -11,6 +11,8 @@
 #include "tests/support/cuda_emulation/graphs.h"
 #include "tests/support/cuda_emulation/memory.h"
 
+using trireme::cuda::emulation::choose_device;
+using trireme::cuda::emulation::chosen_device;
 using trireme::cuda::emulation::DeviceAccess;
 using trireme::cuda::emulation::perform;
 using trireme::cuda::emulation::recording;
@@ -18,7 +20,6 @@ using trireme::cuda::emulation::recording;
 namespace {
 std::atomic<bool> stalled{false};
 std::atomic<int> num_devices{2};
-thread_local int current_device = 0;
 
 // Of what a recording thread may not do.
 cudaError_t unless_recording() {
@@ -107,11 +108,11 @@ cudaError_t cudaGetLastError() { return cudaSuccess; }
 const char* cudaGetErrorString(cudaError_t) { return "an error of the emulated runtime"; }
 
 cudaError_t cudaSetDevice(int device) {
-  current_device = device;
+  choose_device(device);
   return cudaSuccess;
 }
 cudaError_t cudaGetDevice(int* device) {
-  *device = current_device;
+  *device = chosen_device();
   return cudaSuccess;
 }
 cudaError_t cudaGetDeviceCount(int* count) {
@@ -132,7 +133,7 @@ cudaError_t cudaDeviceEnablePeerAccess(int, unsigned) { return cudaSuccess; }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
   *properties = {};
   std::strcpy(properties->name, "emulated");
-  properties->totalGlobalMem = size_t{8} << 30;
+  properties->totalGlobalMem = trireme::cuda::emulation::kMemoryBytes;
   properties->major = 9;
   return cudaSuccess;
 }

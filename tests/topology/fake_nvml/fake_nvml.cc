@@ -9,7 +9,10 @@
 //   fabric:GPU            the fabric says: insufficient NVLinks
 //   starting:GPU          its registration with the fabric is in progress
 //   ecc:GPU               three uncorrected memory errors
+//   user:GPU:PID:MIB      another process computes there
 //   no_peers              peer access is refused for every pair
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -305,6 +308,25 @@ EXPORT Result nvmlDeviceGetGpuFabricInfoV(void* handle, FabricInfo* info) {
   info->cluster[15] = static_cast<unsigned char>(uuid.back() - '0');
   info->health_mask = 2 | 2 << 2 | 2 << 4 | 2 << 6 | 1 << 8;
   if (has_fault(handle, "fabric")) info->health_mask = 2 | 2 << 2 | 2 << 4 | 2 << 6 | 5 << 8;
+  return kSuccess;
+}
+
+EXPORT Result nvmlDeviceGetComputeRunningProcesses_v3(void* handle, unsigned* count,
+                                                      trireme::nvml::ProcessInfo* processes) {
+  if (fails(handle, "nvmlDeviceGetComputeRunningProcesses_v3")) return kUnknown;
+  std::vector<trireme::nvml::ProcessInfo> found{{static_cast<unsigned>(getpid()), 1 << 20, 0, 0}};
+  const std::string prefix = "user:" + std::to_string(device_of(handle).index) + ":";
+  for (const std::string& fault : fake->faults) {
+    if (!fault.starts_with(prefix)) continue;
+    char* end = nullptr;
+    const auto pid = static_cast<unsigned>(std::strtoul(fault.c_str() + prefix.size(), &end, 10));
+    found.push_back({pid, std::strtoull(end + 1, nullptr, 10) << 20, 0, 0});
+  }
+  constexpr Result kInsufficientSize = 7;
+  const unsigned room = *count;
+  *count = static_cast<unsigned>(found.size());
+  if (found.size() > room) return kInsufficientSize;
+  std::copy(found.begin(), found.end(), processes);
   return kSuccess;
 }
 

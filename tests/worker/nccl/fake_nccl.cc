@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
@@ -107,6 +108,10 @@ ncclResult_t ncclCommInitRankConfig(ncclComm_t* comm, int size, ncclUniqueId id,
     return ncclInvalidArgument;
   }
   const std::lock_guard lock(mutex);
+  if (std::getenv("FAKE_NCCL_TELL") != nullptr) {
+    const char* const interface = std::getenv("NCCL_SOCKET_IFNAME");
+    std::fprintf(stderr, "the fake NCCL connects by %s\n", interface == nullptr ? "?" : interface);
+  }
   std::weak_ptr<Group>& known = groups[std::string(id.internal, sizeof(id.internal))];
   std::shared_ptr<Group> group = known.lock();
   if (group == nullptr) known = group = std::make_shared<Group>(size);

@@ -3,17 +3,23 @@
 #include "worker/comm/nccl.h"
 
 #include <dlfcn.h>
+#include <poll.h>
+#include <sys/socket.h>
 
+#include <array>
 #include <functional>
+#include <thread>
 
 #include "kernels/base/check.h"
 #include "tests/support/cuda_emulation/memory.h"
 #include "tests/worker/communicator_cases.h"
+#include "worker/comm/socket.h"
 
 namespace trireme {
 namespace {
 
 const std::string kFake = TRIREME_FAKE_NCCL;
+const NcclOptions kOptions{kFake, {{}, 0}};
 
 // What the fake has beside NCCL's own functions.
 struct Fake {
@@ -46,13 +52,14 @@ std::shared_ptr<QueuedWork> work_of(Backend& backend, const Cancellation& cancel
   return std::make_shared<QueuedWork>(backend, cancellation, std::make_shared<Progress>());
 }
 
-void run_ranks(int size, const std::function<void(Member)>& body) {
+void run_ranks(int size, const std::function<void(Member)>& body,
+               const NcclOptions& options = kOptions) {
   std::vector<int> ranks(static_cast<size_t>(size));
   std::iota(ranks.begin(), ranks.end(), 1);
   const auto make = [] { return make_backend({.device = "cuda"}); };
   const auto first = make();
   const Cancellation never;
-  const std::string key = make_nccl(*first, work_of(*first, never), kFake)->make_key();
+  const std::string key = make_nccl(*first, work_of(*first, never), kOptions)->make_key();
   std::vector<std::thread> threads;
   for (int index = 0; index < size; ++index) {
     threads.emplace_back([&, index] {
@@ -60,7 +67,7 @@ void run_ranks(int size, const std::function<void(Member)>& body) {
       const auto progress = std::make_shared<Progress>();
       const auto backend = make();
       const auto work = std::make_shared<QueuedWork>(*backend, cancellation, progress);
-      const auto nccl = make_nccl(*backend, work, kFake);
+      const auto nccl = make_nccl(*backend, work, options);
       const auto group = nccl->make_group(ranks, index, key);
       body({*nccl, *group, cancellation, *progress, *backend});
     });
@@ -106,7 +113,7 @@ TEST(Nccl, SaysWhyItCannotBeUsed) {
   const auto backend = make_backend({.device = "cuda"});
   const Cancellation never;
   EXPECT_EQ(
-      code_of([&] { make_nccl(*backend, work_of(*backend, never), "libno-such.so"); }, "install"),
+      code_of([&] { make_nccl(*backend, work_of(*backend, never), {"libno-such.so"}); }, "install"),
       Code::kFailedPrecondition);
 }
 
@@ -122,7 +129,7 @@ TEST(Nccl, RefusesAKeyOfAnotherLength) {
 TEST(Nccl, CancelEndsEveryWait) {
   const auto backend = make_backend({.device = "cuda"});
   Cancellation cancellation;
-  const auto alone = make_nccl(*backend, work_of(*backend, cancellation), kFake);
+  const auto alone = make_nccl(*backend, work_of(*backend, cancellation), kOptions);
   const std::vector<int> ranks = {1, 2};
   const int before = fake().num_aborts();
   EXPECT_LE(cancel_delay(cancellation, [&] { alone->make_group(ranks, 0, alone->make_key()); }),
@@ -171,6 +178,106 @@ TEST(Nccl, AnErrorOfTheNetworkEndsTheWait) {
     const std::vector<int32_t> blamed = m.progress.waiting_for();
     EXPECT_EQ(blamed, std::vector<int32_t>{2}) << "it says for whom it waited";
   });
+}
+
+// ---- NCCL's own watch over the job ----
+
+constexpr const char* kFaults =
+    "Job summary\n===========\nErrors\n======\n\n#0-0 (cf26) INCOMPLETE\n"
+    "  Missing communicator data from 1 rank\n"
+    "  Rank 1 -- GPU 1 managed by process 4711 on node 10.0.0.2\n";
+
+// Answers one client with that.
+class RasServer {
+ public:
+  RasServer() : listener_(listen_for_workers(true)) {
+    thread_ = std::jthread([this] {
+      if (!ready(listener_)) return;
+      const FileDescriptor connection = accept_connection(listener_);
+      for (const std::string answer : {"SERVER PROTOCOL 2\n", "OK\n", kFaults}) {
+        std::array<char, 64> wish;
+        if (!ready(connection) || recv(connection.get(), wish.data(), wish.size(), 0) <= 0) return;
+        send(connection.get(), answer.data(), answer.size(), MSG_NOSIGNAL);
+      }
+    });
+  }
+  NcclOptions options() const {
+    NcclOptions options = kOptions;
+    options.ras = {{"127.0.0.1"}, port_of(listener_)};
+    return options;
+  }
+
+ private:
+  static bool ready(const FileDescriptor& fd) {
+    return wait_ready(fd.get(), POLLIN,
+                      std::chrono::steady_clock::now() + std::chrono::seconds(20));
+  }
+  const FileDescriptor listener_;
+  std::jthread thread_;
+};
+
+TEST(NcclRas, WhatItFindsIsPartOfTheError) {
+  const RasServer server;
+  run_ranks(
+      2,
+      [](Member m) {
+        if (m.group.rank() == 1) return;
+        constexpr int kRemoteError = 6;  // ncclRemoteError
+        fake().set_error(kRemoteError);
+        Floats x(10);
+        EXPECT_EQ(code_of([&] { m.group.recv(tensor(x, 1), 1); },
+                          "its RAS says: #0-0 (cf26) INCOMPLETE; Missing communicator data from 1 "
+                          "rank; Rank 1 -- GPU 1 managed by process 4711 on node 10.0.0.2"),
+                  Code::kUnavailable);
+        fake().set_error(0);
+      },
+      server.options());
+}
+
+// A rank that never takes part: who waits for it says so, beside the wait, and what RAS says.
+TEST(NcclRas, AWaitThatHangsIsTold) {
+  const RasServer server;
+  NcclOptions options = server.options();
+  options.hang = std::chrono::milliseconds(100);
+  testing::internal::CaptureStderr();
+  run_ranks(
+      2,
+      [](Member m) {
+        if (m.group.rank() == 1) return;
+        m.progress.begin_batch(1);
+        std::jthread end([&] {
+          std::this_thread::sleep_for(std::chrono::milliseconds(1500));
+          m.cancellation.cancel("its peer is stuck");
+        });
+        Floats x(10);
+        EXPECT_EQ(code_of([&] { m.group.recv(tensor(x, 1), 1); }, "stuck"), Code::kCancelled);
+      },
+      options);
+  const std::string log = testing::internal::GetCapturedStderr();
+  EXPECT_NE(log.find("the GPU waits for rank 2"), std::string::npos) << log;
+  EXPECT_EQ(log.find("waits for"), log.rfind("waits for")) << "it is told once";
+  EXPECT_NE(log.find("managed by process 4711"), std::string::npos) << log;
+}
+
+// While ranks load a wait may be long, and is no news.
+TEST(NcclRas, AWaitBeforeTheFirstStepIsNoHang) {
+  NcclOptions options = kOptions;
+  options.hang = std::chrono::milliseconds(10);
+  testing::internal::CaptureStderr();
+  run_ranks(
+      2,
+      [](Member m) {
+        Floats x(10);
+        if (m.group.rank() == 1) {
+          std::this_thread::sleep_for(std::chrono::milliseconds(100));
+          m.group.send(tensor(x, 1), 0);
+        } else {
+          m.group.recv(tensor(x, 1), 1);
+        }
+        m.group.settle();
+      },
+      options);
+  EXPECT_EQ(testing::internal::GetCapturedStderr(), "");
 }
 
 }  // namespace

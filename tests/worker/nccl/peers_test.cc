@@ -246,7 +246,8 @@ std::vector<std::string> group_errors(
     device.keys = &keys;
     device.cancellation = &cancellation;
     device.progress = std::make_shared<Progress>();
-    device.library = kFake;
+    device.nccl.library = kFake;
+    device.nccl.ras = {{}, 0};
     const auto host = make_local_transport(hub, index + 1, cancellation);
     const auto tensors = make_device_transport(*host, *backend, device);
     const auto group = tensors->make_group(ranks, 3);
