@@ -169,6 +169,11 @@ void Job::State::choose_nccl_ways(const std::set<int>& by_nccl) {
     std::erase_if(company, [&](int rank) { return !by_nccl.contains(rank); });
     if (company.size() < 2) continue;
     for (const int rank : company) {
+      const auto measured = workers->nccl_ways().find(rank);
+      if (measured != workers->nccl_ways().end()) {
+        nccl_ways[rank] = measured->second;
+        continue;
+      }
       const RankInfo& info = topology.ranks(worker_of(topology, rank));
       nccl_ways[rank] = choose_nccl_settings(topology, company, rank, info.nccl_variables());
     }
@@ -223,9 +228,7 @@ void Job::State::assign(const Loading& loading) {
         }
         for (const int rank : loading.node_of(shard.rank())) assign.add_node_ranks(rank);
         for (const int rank : by_nccl) assign.add_nccl_ranks(rank);
-        for (const NcclVariable& one : nccl_ways[shard.rank()].chosen) {
-          (*assign.mutable_nccl_settings())[one.name] = one.value;
-        }
+        *assign.mutable_nccl_settings() = variables_of(nccl_ways[shard.rank()]);
         // Threads that find all of it set do not change what others read.
         if (workers->in_one_process()) set_nccl_variables(assign.nccl_settings());
         assign.set_verify_checkpoint(flags.verify_checkpoint);

@@ -72,6 +72,7 @@ class Measurement {
       known_since = oldest;
       return reports;
     }
+    choose_nccl_ways(unknown);
     measure(unknown, true, reports);
     // The machine may have had other work in that moment.
     const auto begun = SteadyClock::now();
@@ -93,7 +94,33 @@ class Measurement {
     return reports;
   }
 
+  const std::map<int, NcclSettings>& nccl_ways() const { return nccl_ways_; }
+
  private:
+  // Where one of `hosts` has ranks that reduce by NCCL, which reads its variables once. Nobody
+  // knows yet which ranks will be one replica: it may be any.
+  void choose_nccl_ways(const std::set<std::string>& hosts) {
+    std::set<int> able;
+    bool used = false;
+    for (const auto& [host, ranks] : nodes_) {
+      size_t here = 0;
+      for (const RankInfo* rank : ranks) {
+        if (!has_nccl(*rank)) continue;
+        able.insert(rank->rank());
+        ++here;
+      }
+      used = used || (here > 1 && hosts.contains(host));
+    }
+    if (!used) return;
+    for (const RankInfo& rank : topology_.ranks()) {
+      if (!able.contains(rank.rank())) continue;
+      NcclSettings& ways = nccl_ways_[rank.rank()];
+      ways = choose_nccl_settings(topology_, able, rank.rank(), rank.nccl_variables());
+      // Threads that find all of it set do not change what others read.
+      if (options_.one_process) set_nccl_variables(variables_of(ways));
+    }
+  }
+
   std::string key(const std::string& host) const {
     std::string text = options_.build + "\n" + options_.isa;
     for (const RankInfo* rank : nodes_.at(host)) {
@@ -152,6 +179,8 @@ class Measurement {
       const bool same = other->nccl_version() == rank.nccl_version();
       if (has_nccl(rank) && has_nccl(*other) && same) task.add_nccl_ranks(other->rank());
     }
+    const auto ways = nccl_ways_.find(rank.rank());
+    if (ways != nccl_ways_.end()) *task.mutable_nccl_settings() = variables_of(ways->second);
     int tag = 0;  // the same on every node: they have no rank in common
     for (const int32_t tp : reduce_degrees(ranks.size())) {
       SpeedGroup group;
@@ -238,6 +267,7 @@ class Measurement {
   const Topology& topology_;
   std::vector<std::string> hosts_;  // by rank
   std::map<std::string, std::vector<const RankInfo*>> nodes_;
+  std::map<int, NcclSettings> nccl_ways_;
 };
 
 std::string number(double value) {
@@ -308,12 +338,14 @@ std::string speed_table(const Topology& topology) {
   return draw_table(text);
 }
 
-void measure_speeds(Channel& channel, const SpeedOptions& options, Topology& topology) {
+std::map<int, NcclSettings> measure_speeds(Channel& channel, const SpeedOptions& options,
+                                           Topology& topology) {
   const auto start = SteadyClock::now();
   std::optional<int64_t> known_since;
-  const SpeedReports reports = Measurement(channel, options, topology).run(known_since);
+  Measurement measurement(channel, options, topology);
+  const SpeedReports reports = measurement.run(known_since);
   const std::vector<std::string> words = apply_speeds(reports, topology);
-  if (!options.told) return;
+  if (!options.told) return measurement.nccl_ways();
   const auto taken = std::chrono::duration_cast<milliseconds>(SteadyClock::now() - start);
   std::cerr << "Devices, measured "
             << (known_since ? age_text(std::time(nullptr) - *known_since) +
@@ -327,6 +359,7 @@ void measure_speeds(Channel& channel, const SpeedOptions& options, Topology& top
   if (words.size() > kShownWords) {
     std::cerr << "  and " << words.size() - kShownWords << " more\n";
   }
+  return measurement.nccl_ways();
 }
 
 }  // namespace trireme

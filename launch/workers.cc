@@ -217,10 +217,11 @@ void Workers::greet(const Hello& own, const Options& options) {
   speeds.build = build_id() + (one_process ? " threads" : " MPI");
   speeds.anew = shown;
   speeds.told = !shown;
+  speeds.one_process = one_process;
   const std::string& cache = options.launch.cache_folder;
   speeds.file = cache.empty() ? "" : cache + "/trireme/speeds.json";
   speeds.timeout = flags.start_timeout;
-  measure_speeds(channel(), speeds, topology_);
+  nccl_ways_ = measure_speeds(channel(), speeds, topology_);
 }
 
 std::unique_ptr<Workers> form_workers(const Options& options) {

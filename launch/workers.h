@@ -3,6 +3,7 @@
 #pragma once
 
 #include <chrono>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -10,6 +11,7 @@
 #include "launch/options.h"
 #include "proto/cluster.pb.h"
 #include "topology/machine.h"
+#include "topology/nccl_settings.h"
 #include "worker/comm/channel.h"
 
 namespace trireme {
@@ -33,11 +35,15 @@ class Workers {
   const Topology& topology() const { return topology_; }  // ranks ascending
   // The nodes as their ranks probed them, one for each host.
   const std::vector<Machine>& machines() const { return machines_; }
+  // By rank: what NCCL keeps for as long as the job lives, since it was used to measure; else
+  // empty.
+  const std::map<int, NcclSettings>& nccl_ways() const { return nccl_ways_; }
 
  private:
   const std::chrono::steady_clock::time_point begun_ = std::chrono::steady_clock::now();
   Topology topology_;
   std::vector<Machine> machines_;
+  std::map<int, NcclSettings> nccl_ways_;
 };
 
 // Forms the job: under a launcher with several ranks its ranks 1.., else tp·pp·dp threads. Returns

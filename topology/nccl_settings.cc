@@ -348,6 +348,12 @@ std::vector<std::string> describe_nccl_settings(const Topology& topology,
   return lines;
 }
 
+NcclVariables variables_of(const NcclSettings& settings) {
+  NcclVariables variables;
+  for (const NcclVariable& one : settings.chosen) variables[one.name] = one.value;
+  return variables;
+}
+
 void set_nccl_variables(const NcclVariables& chosen) {
   constexpr size_t kMostBytes = 4096;
   for (const auto& [name, value] : chosen) {

@@ -44,6 +44,9 @@ NcclSettings choose_nccl_settings(const Topology& topology, const std::set<int>&
 std::vector<std::string> describe_nccl_settings(const Topology& topology,
                                                 const std::map<int, NcclSettings>& settings);
 
+// What is to be set, by name.
+NcclVariables variables_of(const NcclSettings& settings);
+
 // Sets what is chosen in this process, where it is not set. Throws kInvalidArgument for a name that
 // is none of kNcclVariables, and for a value that NCCL's own cannot be. Before NCCL is first used,
 // while no other thread reads the environment.

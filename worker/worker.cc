@@ -102,6 +102,7 @@ bool Worker::handle(const ToWorker& message) {
     }
     case ToWorker::kSpeeds: {
       FromWorker reply;
+      set_nccl_variables(message.speeds().nccl_settings());
       const auto make_tensors = [&](Backend& device) {
         const auto& by_nccl = message.speeds().nccl_ranks();
         return make_device_transport(transport_, device,

@@ -213,6 +213,33 @@ TEST_F(Speeds, WhatSeemsSlowIsLookedAtAgain) {
             "  avx2 x2, degraded  1      b      10           20       TP2 12\n");
 }
 
+// NCCL reads its variables when it is first used in a process, which may be here.
+TEST_F(Speeds, NcclIsToldItsWaysBeforeItIsMeasured) {
+  Topology topology = two_nodes();
+  for (RankInfo& rank : *topology.mutable_ranks()) {
+    rank.mutable_device()->set_kind(DEVICE_KIND_CUDA);
+    rank.set_nccl_version(22809);
+    rank.set_interface("eth" + std::to_string(rank.rank() / 3));
+  }
+  (*topology.mutable_ranks(3)->mutable_nccl_variables())["NCCL_SOCKET_IFNAME"] = "ib0";
+  std::map<int, std::string> told;
+  PlayedWorkers workers([&](int rank, const SpeedTask& task) {
+    const auto& settings = task.nccl_settings();
+    const auto found = settings.find("NCCL_SOCKET_IFNAME");
+    told[rank] = found == settings.end() ? "" : found->second;
+    return std::optional(answer_to(task, rank));
+  });
+  const std::map<int, NcclSettings> ways = measure_speeds(workers, options_, topology);
+  EXPECT_EQ(told, (std::map<int, std::string>{{1, "=eth0"}, {2, "=eth0"}, {3, "=eth1"}, {4, ""}}));
+  ASSERT_EQ(ways.size(), 4u);
+  EXPECT_EQ(ways.at(4).by_user.size(), 1u);
+  EXPECT_TRUE(measure_speeds(workers, options_, topology).empty()) << "all are known";
+
+  Topology apart = topology;  // a rank a host: nobody sums
+  apart.mutable_ranks()->DeleteSubrange(1, 2);
+  EXPECT_TRUE(measure_speeds(workers, options_, apart).empty());
+}
+
 std::string refusal(Code code, PlayedWorkers& workers, std::chrono::milliseconds timeout) {
   Topology topology = two_nodes();
   SpeedOptions options;

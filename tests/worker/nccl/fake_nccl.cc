@@ -109,8 +109,10 @@ ncclResult_t ncclCommInitRankConfig(ncclComm_t* comm, int size, ncclUniqueId id,
   }
   const std::lock_guard lock(mutex);
   if (std::getenv("FAKE_NCCL_TELL") != nullptr) {
-    const char* const interface = std::getenv("NCCL_SOCKET_IFNAME");
-    std::fprintf(stderr, "the fake NCCL connects by %s\n", interface == nullptr ? "?" : interface);
+    // Once for a process, as NCCL does.
+    static const char* const interface = std::getenv("NCCL_SOCKET_IFNAME");
+    static const std::string found = interface == nullptr ? "?" : interface;
+    std::fprintf(stderr, "the fake NCCL connects by %s\n", found.c_str());
   }
   std::weak_ptr<Group>& known = groups[std::string(id.internal, sizeof(id.internal))];
   std::shared_ptr<Group> group = known.lock();
