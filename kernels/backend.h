@@ -22,6 +22,7 @@
 #include <span>
 #include <string>
 
+#include "kernels/draw.h"
 #include "kernels/dtype.h"
 #include "kernels/tensor.h"
 
@@ -97,35 +98,9 @@ struct AttentionSpec {
   int32_t window = 0;  // w > 0: a token at p sees the positions (p - w, p] (Beltagy et al. 2020)
 };
 
-// A draw from one row of logits; worker/sampler.h says how its numbers act together.
-struct DrawRow {
-  double temperature = 0;  // 0: the best
-  double top_p = 1;
-  double min_p = 0;
-  double uniform = 0;  // in [0, 1): where in the kept sum the token lies
-  int32_t top_k = 0;   // 0: off
-  int32_t num_changes = 0;
-  int32_t first_change = 0;
-};
-
-// Before that a score s of one id becomes s + bias, then s · factor where it is negative and
-// s / factor where not, then s - less; or -inf. A row has at most one for an id.
-struct ScoreChange {
-  int32_t id = 0;
-  int32_t banned = 0;
-  double bias = 0;
-  double factor = 1;
-  double less = 0;
-};
-
-// In place of a drawn id.
-constexpr int32_t kLogitsNotFinite = -1;
-constexpr int32_t kNoTokenLeft = -2;
-
-// Of a device with memory of its own.
+// Of a device with memory of its own, whoever uses the rest.
 struct DeviceMemory {
-  uint64_t free_bytes = 0;  // whoever uses the rest
-  uint64_t total_bytes = 0;
+  uint64_t free_bytes = 0, total_bytes = 0;
 };
 
 class Backend {
