@@ -66,6 +66,7 @@ class Steps {
     transport_ = make_local_transport(make_local_hub(1), 1, cancellation_);
     stage_ = std::make_unique<Stage>(assign, *checkpoint, backend, *transport_, *transport_,
                                      LoadListener{});
+    stage_->allocate_cache(assign.placement().num_blocks());
     for (int32_t s = 0; s < kOverheadSequences; ++s) {
       SequenceChunk& chunk = *batch_.add_chunks();
       chunk.set_sequence(static_cast<uint64_t>(s + 1));
