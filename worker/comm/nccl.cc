@@ -167,7 +167,7 @@ class Groups : private QueuedWork::Part {
     const uint64_t batch = work_->progress()->heartbeat().current();
     if (batch == 0 || batch == hung_) return;
     hung_ = batch;
-    std::string text = "the GPU waits for";
+    std::string text = peers.empty() ? "the GPU waits" : "the GPU waits for";
     for (const int peer : peers) text += " rank " + std::to_string(peer);
     text += ", " + std::to_string(options_.hang.count() / 1000) + " s by now";
     // Beside the wait, which must see a Cancellation at once.
