@@ -11,6 +11,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -135,6 +136,8 @@ void check_mpi(MpiJob& job, Backend& backend) {
   const auto host = job.make_transport(cancellation);
   DeviceTransportOptions options;  // no ranks that could use NCCL
   options.rank = job.rank();
+  options.cancellation = &cancellation;
+  options.progress = std::make_shared<Progress>();
   const std::vector<int> ranks = {0, 1};
   const auto group = make_device_transport(*host, backend, options)->make_group(ranks, kGroupTag);
   check("MPI through host memory", backend, *group);
@@ -143,7 +146,9 @@ void check_mpi(MpiJob& job, Backend& backend) {
 void check_nccl(MpiJob& job, Backend& backend, const std::string& hosts) {
   Cancellation cancellation;
   cancellation.set_deadline(std::chrono::steady_clock::now() + kPatience);
-  const auto nccl = make_nccl(backend, cancellation, std::make_shared<Progress>());
+  const auto work =
+      std::make_shared<QueuedWork>(backend, cancellation, std::make_shared<Progress>());
+  const auto nccl = make_nccl(backend, work);
   const std::string key = job.broadcast(job.rank() == 0 ? nccl->make_key() : "", kPatience);
   const std::vector<int> ranks = {0, 1};
   const auto group = nccl->make_group(ranks, job.rank(), key);
