@@ -22,6 +22,7 @@
 #include <span>
 #include <string>
 
+#include "kernels/base/team.h"
 #include "kernels/draw.h"
 #include "kernels/dtype.h"
 #include "kernels/tensor.h"
@@ -127,6 +128,8 @@ class Backend {
   virtual void download(void* host, const void* device, size_t bytes) = 0;
   virtual void synchronize() = 0;
   virtual bool idle() { return true; }  // whether there is nothing to wait for
+  // The host's threads, for what it does between operations.
+  virtual Team& team() = 0;
 
   // ---- recordings ----
   // Whether replay() is faster than the operations one by one.
@@ -144,6 +147,11 @@ class Backend {
   // Stores rows [row, row + rows.rows) of w. rows [r, K] of w.dtype, in host memory, which may
   // change when it returns; for int8 and int4 [r, lead + K + tail] of fp32, bf16 or fp16.
   virtual void pack_rows(Weight& w, int64_t row, Tensor rows) = 0;
+  // Where [rows, cols] for pack_rows() are best made, until the next call; row strides are its own.
+  // No data: anywhere.
+  virtual Tensor rows_to_pack(DType dtype, int64_t rows, int64_t cols) {
+    return {nullptr, dtype, rows, cols};
+  }
   // A weight of int8 or int4: the input channels [first, first + k) of a matrix of `total`. Row by
   // row a group of kQuantGroup channels of the whole matrix has one scale, whoever holds its parts:
   //   scale = bf16(max |w| / m),  q = round(w / scale) in [-m, m],  m = 127 or 7
@@ -217,7 +225,7 @@ class Backend {
 // What make_backend needs; a field that the device has no use for is ignored by it.
 struct BackendOptions {
   std::string device = "cpu";  // a name of the list in backend.cc
-  int threads = 1;             // cpu
+  int threads = 1;             // cpu; cuda: of the host, at most 16, which loading uses
   std::string isa = "auto";    // cpu: "auto" or a name of cpu_isas(), for tests
   int device_index = 0;        // cuda: which of cuda_devices()
   bool deterministic = false;  // cuda: rows bit-identical whatever the batch, at a price

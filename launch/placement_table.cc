@@ -32,11 +32,9 @@ std::string placement_table(const Topology& topology, const ModelSpec& model,
         if (stages[stage].has_head()) layers += " head";
         rows.push_back(
             {std::to_string(replica), std::to_string(stage), std::to_string(shard.rank()),
-             found ? rank->host() : "?",
-             found ? rank->device().isa() + " x" + std::to_string(rank->device().threads()) : "?",
-             layers, range_text(shard.heads()), range_text(shard.ffn()),
-             format_bytes(shard.weight_bytes()), format_bytes(shard.kv_bytes()),
-             format_bytes(shard.activation_bytes())});
+             found ? rank->host() : "?", found ? device_label(rank->device()) : "?", layers,
+             range_text(shard.heads()), range_text(shard.ffn()), format_bytes(shard.weight_bytes()),
+             format_bytes(shard.kv_bytes()), format_bytes(shard.activation_bytes())});
       }
     }
   }

@@ -314,9 +314,7 @@ std::string speed_table(const Topology& topology) {
   for (const RankInfo& rank : topology.ranks()) {
     const DeviceInfo& device = rank.device();
     if (!device.speed_measured()) continue;
-    std::string name = device.kind() == DEVICE_KIND_CUDA
-                           ? printable(device.name())
-                           : device.isa() + " x" + std::to_string(device.threads());
+    std::string name = device_label(device);
     if (is_throttled(device)) name += ", quota of " + number(device.cpu_quota()) + " cores";
     if (device.degraded()) name += ", degraded";
     Row& row = rows[{name, reduce_of[rank.rank()]}];

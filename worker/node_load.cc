@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "worker/node_load.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <map>
 #include <memory>
@@ -9,6 +11,7 @@
 #include <vector>
 
 #include "kernels/base/error.h"
+#include "topology/probe.h"
 #include "worker/group_tags.h"
 
 namespace trireme {
@@ -50,6 +53,12 @@ void check_node_ranks(const Assign& assign) {
               "cannot take the assignment: node_ranks must be ranks of the placement in ascending "
               "order, rank " +
                   std::to_string(self) + " among them");
+}
+
+int loading_threads(const Assign& assign) {
+  const int32_t allowed = std::max(1, probe_cpu("").threads());
+  const auto cores = static_cast<int32_t>(sysconf(_SC_NPROCESSORS_ONLN));
+  return std::clamp(cores / std::max(1, assign.node_ranks_size()), 1, allowed);
 }
 
 Weights load_with_node(const Assign& assign, Checkpoint& checkpoint, Backend& backend,

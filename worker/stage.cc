@@ -102,7 +102,7 @@ std::unique_ptr<Backend> make_backend_of(const Assign& assign) {
       assign.placement().replicas(assign.replica()).stages(assign.stage()).shards(assign.tp_rank());
   BackendOptions options;
   options.device = shard.device() == DEVICE_KIND_CUDA ? "cuda" : "cpu";
-  options.threads = assign.threads();
+  options.threads = options.device == "cuda" ? loading_threads(assign) : assign.threads();
   options.isa = assign.isa();
   options.device_index = assign.device_index();
   options.deterministic = assign.deterministic();

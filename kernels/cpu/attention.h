@@ -17,7 +17,7 @@
 #include "kernels/backend.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/memory.h"
-#include "kernels/cpu/parallel.h"
+#include "kernels/base/team.h"
 #include "kernels/sizes.h"
 
 namespace trireme::cpu {

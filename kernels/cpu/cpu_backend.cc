@@ -14,7 +14,7 @@
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/matmul.h"
 #include "kernels/cpu/memory.h"
-#include "kernels/cpu/parallel.h"
+#include "kernels/base/team.h"
 #include "kernels/cpu/weights.h"
 #include "kernels/sizes.h"
 
@@ -41,6 +41,7 @@ class CpuBackend final : public Backend {
            (team_.num_threads() == 1 ? " thread" : " threads");
   }
 
+  Team& team() override { return team_; }
   Buffer allocate(size_t bytes) override { return cpu::allocate_pages(bytes); }
   void reserve_workspace(int32_t heads_of_kv, int32_t head_dim) override {
     scratch_.reserve(static_cast<size_t>(cpu_scratch_bytes(heads_of_kv, head_dim)));
@@ -242,7 +243,7 @@ class CpuBackend final : public Backend {
   }
 
   const Isa isa_;
-  cpu::Team team_;
+  Team team_;
   const cpu::RowKernels& rows_;
   cpu::Workspace scratch_;
   std::vector<cpu::TokenRange> ranges_;

@@ -12,7 +12,7 @@
 #include "kernels/backend.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/memory.h"
-#include "kernels/cpu/parallel.h"
+#include "kernels/base/team.h"
 
 namespace trireme::cpu {
 

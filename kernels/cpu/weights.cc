@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "kernels/cpu/parallel.h"
+#include "kernels/base/team.h"
 
 namespace trireme::cpu {
 namespace {

@@ -5,7 +5,7 @@
 #include <cstdint>
 
 #include "kernels/backend.h"
-#include "kernels/cpu/parallel.h"
+#include "kernels/base/team.h"
 #include "kernels/sizes.h"
 
 namespace trireme::cpu {

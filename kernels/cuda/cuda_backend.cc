@@ -28,6 +28,7 @@ using cuda::cuda_check;
 
 constexpr int64_t kAlignment = 16;  // of data and rows that cuBLASLt takes, in bytes
 constexpr int32_t kHeadDimMax = 512;
+constexpr int kMostThreads = 16;  // read faster than a bus of 64 GB/s copies
 
 void free_device(void* data, size_t) { cudaFree(data); }
 void free_host(void* data, size_t) { cudaFreeHost(data); }
@@ -68,6 +69,7 @@ class CudaBackend final : public Backend {
       : name_("cuda " + std::to_string(options.device_index) + ", " + device.name),
         deterministic_(options.deterministic),
         record_steps_(options.record_steps),
+        team_(std::clamp(options.threads, 1, kMostThreads)),
         stream_(make_stream(options.device_index)),
         cublas_(options.deterministic) {
     void* data = nullptr;
@@ -153,6 +155,8 @@ class CudaBackend final : public Backend {
     return true;
   }
 
+  Team& team() override { return team_; }
+
   bool can_replay() const override { return record_steps_; }
 
   void replay(uint64_t key, const std::function<void()>& operations) override {
@@ -191,6 +195,13 @@ class CudaBackend final : public Backend {
     const auto pitch = static_cast<size_t>(cuda_weight_row_bytes(w.dtype, w.k));
     auto* to = static_cast<std::byte*>(w.storage.data()) + static_cast<size_t>(row) * pitch;
     weights_.send(stream_, to, pitch, rows);
+  }
+
+  Tensor rows_to_pack(DType dtype, int64_t rows, int64_t cols) override {
+    const int64_t pitch = cuda_weight_row_bytes(dtype, cols);
+    Tensor made(weights_.part(rows, pitch, cols * element_size(dtype)), dtype, rows, cols);
+    made.stride = pitch / element_size(dtype);
+    return made;
   }
 
   void embed(Tensor y, const int32_t* ids, const Weight& table, int32_t first_row) override {
@@ -459,6 +470,7 @@ class CudaBackend final : public Backend {
   const std::string name_;
   const bool deterministic_;
   const bool record_steps_;
+  Team team_;
   cudaStream_t stream_;
   cuda::Cublas cublas_;
   Buffer pinned_;  // uploads on their way

@@ -28,6 +28,7 @@ class PlainBackend final : public Backend {
     std::memcpy(host, device, bytes);
   }
   void synchronize() override {}
+  Team& team() override { return team_; }
   Weight make_weight(DType dtype, int64_t n, int64_t k) override {
     return {allocate(n * k * element_size(dtype)), dtype, n, k};
   }
@@ -57,6 +58,9 @@ class PlainBackend final : public Backend {
   void gather_rows(Tensor, Tensor, const int32_t*) override { std::abort(); }
 
   int packs = 0;
+
+ private:
+  Team team_{2};
 };
 
 // Row-major values of a loaded fp32 weight or vector, for comparing.

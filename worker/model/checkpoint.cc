@@ -231,6 +231,19 @@ void Checkpoint::fetch(const TensorInfo& tensor, uint64_t offset, std::span<std:
   bytes_read_ += out.size();
 }
 
+void Checkpoint::fetch(const TensorInfo& tensor, uint64_t offset, std::span<std::byte> out,
+                       Team& team) {
+  CHECK(offset <= tensor.bytes && out.size() <= tensor.bytes - offset, tensor.name);
+  constexpr size_t kShareBytes = 512 << 10;
+  const size_t shares = (out.size() + kShareBytes - 1) / kShareBytes;
+  parallel_try(team, static_cast<int64_t>(shares), [&](int64_t share) {
+    const size_t begin = static_cast<size_t>(share) * kShareBytes;
+    const size_t size = std::min(kShareBytes, out.size() - begin);
+    fetch_bytes(tensor, offset + begin, out.subspan(begin, size));
+  });
+  bytes_read_ += out.size();
+}
+
 void Checkpoint::convert(const TensorInfo& tensor, int64_t row, StoredRows stored, int64_t col,
                          Tensor out) const {
   require_readable(tensor);

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/base/team.h"
 #include "kernels/tensor.h"
 
 namespace trireme {
@@ -60,6 +61,8 @@ class Checkpoint {
   void require_readable(const TensorInfo& tensor) const;
   // The stored bytes of `tensor` from `offset` on, from the file system.
   void fetch(const TensorInfo& tensor, uint64_t offset, std::span<std::byte> out);
+  // The same by several threads.
+  void fetch(const TensorInfo& tensor, uint64_t offset, std::span<std::byte> out, Team& team);
   // A hint: these will be fetched soon.
   virtual void will_fetch(const TensorInfo& tensor, uint64_t offset, uint64_t bytes) const = 0;
   // Converts [row, row + out.rows) x [col, col + out.cols), whose stored rows are `stored`, to

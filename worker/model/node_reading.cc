@@ -14,9 +14,9 @@
 namespace trireme {
 namespace {
 
-constexpr uint64_t kPieceBytes = 4 << 20;
+constexpr uint64_t kPieceBytes = 16 << 20;
 // How far the file system is told of what comes next.
-constexpr uint64_t kAheadBytes = 32 << 20;
+constexpr uint64_t kAheadBytes = 64 << 20;
 
 // Ranges joined where they meet.
 std::vector<Units> joined(std::vector<Units> ranges) {
@@ -109,8 +109,13 @@ Cut cut_of(const Slice& slice, const Piece& piece) {
 class NodeReader {
  public:
   NodeReader(const ReadPlan& plan, int member, Communicator* group, Checkpoint& checkpoint,
-             const ReadSinks& sinks)
-      : plan_(plan), member_(member), group_(group), checkpoint_(checkpoint), sinks_(sinks) {}
+             Team& team, const ReadSinks& sinks)
+      : plan_(plan),
+        member_(member),
+        group_(group),
+        checkpoint_(checkpoint),
+        team_(team),
+        sinks_(sinks) {}
 
   void run() {
     for (const ReadPlan::Job& job : plan_.jobs()) {
@@ -132,7 +137,7 @@ class NodeReader {
     announce();
     announced_bytes_ -= std::min(announced_bytes_, piece.bytes);
     piece_.resize(piece.bytes);
-    checkpoint_.fetch(*job.tensor, piece.offset, piece_);
+    checkpoint_.fetch(*job.tensor, piece.offset, piece_, team_);
     if (sinks_.hear) sinks_.hear(*job.tensor, piece_, piece.last);
     for (int member = 0; member < static_cast<int>(plan_.members().size()); ++member) {
       if (member != member_) hand_on(job, piece, member);
@@ -217,6 +222,7 @@ class NodeReader {
   const int member_;
   Communicator* const group_;
   Checkpoint& checkpoint_;
+  Team& team_;
   const ReadSinks& sinks_;
   std::vector<std::byte> piece_;
   std::vector<std::byte> message_;
@@ -309,9 +315,9 @@ uint64_t ReadPlan::read_bytes() const {
 }
 
 void read_together(const ReadPlan& plan, int member, Communicator* group, Checkpoint& checkpoint,
-                   const ReadSinks& sinks) {
+                   Team& team, const ReadSinks& sinks) {
   CHECK(group != nullptr || plan.members().size() == 1, "several ranks need a way to each other");
-  NodeReader(plan, member, group, checkpoint, sinks).run();
+  NodeReader(plan, member, group, checkpoint, team, sinks).run();
 }
 
 }  // namespace trireme

@@ -80,8 +80,8 @@ struct ReadSinks {
 };
 
 // This member's part of the plan. group: the members, in their order; null if there is one only.
-// Throws for files that cannot be read, and kCancelled.
+// team: reads. Throws for files that cannot be read, and kCancelled.
 void read_together(const ReadPlan& plan, int member, Communicator* group, Checkpoint& checkpoint,
-                   const ReadSinks& sinks);
+                   Team& team, const ReadSinks& sinks);
 
 }  // namespace trireme

@@ -20,7 +20,9 @@
 namespace trireme {
 namespace {
 
-constexpr int64_t kChunkBytes = 4 << 20;
+constexpr int64_t kChunkBytes = 16 << 20;   // that a backend packs at once
+constexpr int64_t kShareBytes = 256 << 10;  // that a thread converts at once
+constexpr uint64_t kReportBytes = 4 << 20;
 
 // GGUF stores head rows so that row 2i + s is what HF has at s · D/2 + i; this gives HF's order
 // back. items: [heads · D] of item_bytes each.
@@ -169,8 +171,8 @@ class Loader {
     }
   }
 
-  // A few MiB of rows at a time, through host memory in the serving type; what the backend is to
-  // quantise with all that shares its scales.
+  // Some MiB of rows at a time, in the serving type; what the backend is to quantise with all that
+  // shares its scales.
   void fill(Weight& weight, const Slice& slice, Units units, StoredRows stored) {
     const bool quantised = is_quantised(weight.dtype);
     const DType dtype = quantised ? wide_type(*slice.tensor) : weight.dtype;
@@ -179,14 +181,36 @@ class Loader {
     const int64_t row_bytes = cols * element_size(dtype);
     const int64_t unit = slice.permuted ? head_dim_ : 1;  // whole heads are un-permuted
     const int64_t chunk = std::max<int64_t>(kChunkBytes / (row_bytes * unit), 1) * unit;
-    scratch_.resize(static_cast<size_t>(std::min(chunk, units.count) * row_bytes));
     for (int64_t row = units.begin; row < units.end(); row += chunk) {
-      const Tensor out(scratch_.data(), dtype, std::min(chunk, units.end() - row), cols);
-      checkpoint_.convert(*slice.tensor, row, stored, slice.col - before, out);
-      if (slice.permuted) unpermute(scratch_.data(), out.rows, row_bytes, head_dim_);
+      const Tensor out = rows_to_pack(dtype, std::min(chunk, units.end() - row), cols);
+      convert(slice, row, stored, slice.col - before, out);
       backend_.pack_rows(weight, slice.local + row - slice.row, out);
       stored.data += chunk * stored.stride;
     }
+  }
+
+  Tensor rows_to_pack(DType dtype, int64_t rows, int64_t cols) {
+    Tensor out = backend_.rows_to_pack(dtype, rows, cols);
+    if (out.data != nullptr) return out;
+    scratch_.resize(static_cast<size_t>(rows * cols * element_size(dtype)));
+    return {scratch_.data(), dtype, rows, cols};
+  }
+
+  // From column `col` on, some rows on each thread.
+  void convert(const Slice& slice, int64_t row, const StoredRows& stored, int64_t col,
+               const Tensor& out) {
+    const int64_t unit = slice.permuted ? head_dim_ : 1;
+    const int64_t row_bytes = out.stride * element_size(out.dtype);
+    const int64_t share = std::max<int64_t>(kShareBytes / (row_bytes * unit), 1) * unit;
+    parallel_try(backend_.team(), (out.rows + share - 1) / share, [&](int64_t index) {
+      const int64_t first = index * share;
+      const Tensor some = out.row_range(first, std::min(share, out.rows - first));
+      const StoredRows from{stored.data + first * stored.stride, stored.stride, stored.col};
+      checkpoint_.convert(*slice.tensor, row + first, from, col, some);
+      if (slice.permuted) {
+        unpermute(static_cast<std::byte*>(some.data), some.rows, row_bytes, head_dim_);
+      }
+    });
   }
 
   // The values of a vector come one by one or, if they are stored in blocks, all at once.
@@ -253,7 +277,7 @@ Weights load_weights(const ModelSpec& model, const Placement& placement, const R
   };
   sinks.advance = [&](uint64_t bytes) {
     done += bytes;
-    if (!progress || done - reported < static_cast<uint64_t>(kChunkBytes)) return;
+    if (!progress || done - reported < kReportBytes) return;
     reported = done;
     progress(done);
   };
@@ -262,7 +286,7 @@ Weights load_weights(const ModelSpec& model, const Placement& placement, const R
       hasher.add(tensor, checkpoint.file_of(tensor), bytes, last);
     };
   }
-  read_together(plan, member, group, checkpoint, sinks);
+  read_together(plan, member, group, checkpoint, backend.team(), sinks);
   Weights weights = loader.finish();
   weights.digests = hasher.take();
   weights.node_bytes = plan.read_bytes();

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "kernels/cpu/parallel.h"
+#include "kernels/base/team.h"
 
 #include <immintrin.h>
 
-namespace trireme::cpu {
+namespace trireme {
 namespace {
 
 // Some 50 us: longer than what lies between two operations of a step, shorter than what a sleeping
@@ -57,4 +57,4 @@ void Team::help(int thread) {
   }
 }
 
-}  // namespace trireme::cpu
+}  // namespace trireme

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The threads of one CPU backend, and the one loop that runs on them.
+// The host's threads of one backend, and the loops that run on them.
 //
 // Not OpenMP: its barriers spin for milliseconds, and as soon as one more process wants a core (the
 // coordinator, a client) the spinner holds the core that the last thread is waiting for; steps then
@@ -9,10 +9,11 @@
 
 #include <atomic>
 #include <cstdint>
+#include <exception>
 #include <thread>
 #include <vector>
 
-namespace trireme::cpu {
+namespace trireme {
 
 // A caller and num_threads - 1 helpers. Used by one thread at a time, the owner of the backend.
 class Team {
@@ -62,4 +63,21 @@ void parallel_for(Team& team, int64_t count, const Function& fn) {
   });
 }
 
-}  // namespace trireme::cpu
+// The same for few indices whose fn(index) may throw: all are tried, and the error of the lowest
+// one is thrown.
+template <typename Function>
+void parallel_try(Team& team, int64_t count, const Function& fn) {
+  std::vector<std::exception_ptr> errors(static_cast<size_t>(count));
+  parallel_for(team, count, [&](int64_t index, int) {
+    try {
+      fn(index);
+    } catch (...) {
+      errors[static_cast<size_t>(index)] = std::current_exception();
+    }
+  });
+  for (const std::exception_ptr& error : errors) {
+    if (error != nullptr) std::rethrow_exception(error);
+  }
+}
+
+}  // namespace trireme
