@@ -92,7 +92,16 @@ std::string LoadDisplay::who_lags() const {
   const auto& [number, rank] = *slowest;
   const std::string who = "; rank " + std::to_string(number) + " on " + rank.host;
   if (!rank.started) return who + " opens the checkpoint";
-  if (rank.progress.phase() == LOAD_PHASE_ALLOCATING) return who + " allocates its KV cache";
+  switch (rank.progress.phase()) {
+    case LOAD_PHASE_ALLOCATING:
+      return who + " allocates its KV cache";
+    case LOAD_PHASE_WARMING_UP:
+      return who + " runs its largest steps";
+    case LOAD_PHASE_RECORDING:
+      return who + " records its steps of decode";
+    default:
+      break;
+  }
   std::nth_element(shares.begin(), shares.begin() + static_cast<int64_t>(shares.size() / 2),
                    shares.end());
   if (rank.share() + kLag >= shares[shares.size() / 2]) return "";

@@ -185,16 +185,25 @@ void Worker::load(const Assign& assign) {
   options.peer_sums = peer_sums_of(assign.peer_sums());
   options.deterministic = assign.deterministic();
   const auto tensors = make_device_transport(transport_, *backend_, options);
+  LoadProgress told;
   const auto tell = [&](const LoadProgress& progress) {
     channel_.cancellation().throw_if_cancelled();
     channel_.progress()->step();
     FromWorker message;
-    *message.mutable_progress() = progress;
+    *message.mutable_progress() = told = progress;
     channel_.send(message);
   };
+  const auto enter = [&](LoadPhase phase) {
+    if (backend_->in_host_memory()) return;  // these last on a GPU only
+    told.set_phase(phase);
+    tell(LoadProgress(told));
+  };
   stage_.emplace(assign, *checkpoint, *backend_, transport_, *tensors, tell);
+  enter(LOAD_PHASE_WARMING_UP);
   stage_->warm_up();
+  enter(LOAD_PHASE_ALLOCATING);
   allocate_cache(assign);
+  enter(LOAD_PHASE_RECORDING);
   stage_->record_steps();
   send_digests(stage_->take_digests());
 
