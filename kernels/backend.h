@@ -128,8 +128,7 @@ class Backend {
   virtual void download(void* host, const void* device, size_t bytes) = 0;
   virtual void synchronize() = 0;
   virtual bool idle() { return true; }  // whether there is nothing to wait for
-  // The host's threads, for what it does between operations.
-  virtual Team& team() = 0;
+  virtual Team& team() = 0;             // of the host, between operations
 
   // ---- recordings ----
   // Whether replay() is faster than the operations one by one.
@@ -147,8 +146,7 @@ class Backend {
   // Stores rows [row, row + rows.rows) of w. rows [r, K] of w.dtype, in host memory, which may
   // change when it returns; for int8 and int4 [r, lead + K + tail] of fp32, bf16 or fp16.
   virtual void pack_rows(Weight& w, int64_t row, Tensor rows) = 0;
-  // Where [rows, cols] for pack_rows() are best made, until the next call; row strides are its own.
-  // No data: anywhere.
+  // Where rows for pack_rows() are best made, until the next call; no data: anywhere.
   virtual Tensor rows_to_pack(DType dtype, int64_t rows, int64_t cols) {
     return {nullptr, dtype, rows, cols};
   }
@@ -188,6 +186,11 @@ class Backend {
   // token of slot -1 nowhere.
   virtual void store_kv(const KvLayer& kv, Tensor k, Tensor v, const int32_t* slots) = 0;
 
+  // rope() of the heads of q and k, then store_kv(): the bits of both.  qkv [T, (Q + 2K) · D] fp32;
+  // what stands in its k afterwards is open.
+  virtual void rope_store_kv(Tensor qkv, const KvLayer& kv, const int32_t* positions,
+                             const RopeTable& table, const int32_t* slots);
+
   // Causal attention of each token over the prefix and the positions of its own sequence up to its
   // own that lie in its window.
   //   y [T, Q · D] of E; q [T, Q · D] fp32. softmax(cap(q · k · scale)) · v, softmax in fp32, the
@@ -208,6 +211,11 @@ class Backend {
   // y = activation(gate) · up, silu(x) = x / (1 + exp(-x)).  gate_up [T, 2F] fp32 with gate first;
   // y [T, F] of E. (Shazeer 2020)
   virtual void gated_activation(Tensor y, Tensor gate_up, Activation activation) = 0;
+
+  // gate_up = x · wᵀ + bias, y = gated_activation(gate_up).  x [T, K] and w [2F, K] as matmul() has
+  // them; gate_up [T, 2F] fp32, of which what stands in it afterwards is open; y [T, F] of E.
+  virtual void matmul_gated(Tensor y, Tensor gate_up, Tensor x, const Weight& w, const float* bias,
+                            Activation activation);
 
   // y[i, :] = x[rows[i], :].  y [n, H], x [T, H] fp32; rows [n].
   virtual void gather_rows(Tensor y, Tensor x, const int32_t* rows) = 0;

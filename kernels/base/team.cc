@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/base/team.h"
 
-#include <immintrin.h>
-
 namespace trireme {
 namespace {
 
@@ -15,7 +13,7 @@ template <typename T>
 void wait_while(const std::atomic<T>& value, T old) {
   for (int spin = 0; spin < kSpins; ++spin) {
     if (value.load(std::memory_order_acquire) != old) return;
-    _mm_pause();
+    __builtin_ia32_pause();
   }
   value.wait(old, std::memory_order_acquire);
 }

@@ -3,8 +3,8 @@
 
 #include <algorithm>
 
-#include "kernels/cpu/attention_scratch.h"
 #include "kernels/base/team.h"
+#include "kernels/cpu/attention_scratch.h"
 #include "kernels/cpu/vector_targets.h"
 
 #define HWY_TARGET_INCLUDE "kernels/cpu/attention.inc"

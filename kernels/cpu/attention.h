@@ -15,9 +15,9 @@
 #include <vector>
 
 #include "kernels/backend.h"
+#include "kernels/base/team.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/memory.h"
-#include "kernels/base/team.h"
 #include "kernels/sizes.h"
 
 namespace trireme::cpu {

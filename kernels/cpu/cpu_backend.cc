@@ -9,12 +9,12 @@
 #include "kernels/backend_checks.h"
 #include "kernels/base/check.h"
 #include "kernels/base/error.h"
+#include "kernels/base/team.h"
 #include "kernels/cpu/attention.h"
 #include "kernels/cpu/elementwise.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/matmul.h"
 #include "kernels/cpu/memory.h"
-#include "kernels/base/team.h"
 #include "kernels/cpu/weights.h"
 #include "kernels/sizes.h"
 
@@ -207,7 +207,7 @@ class CpuBackend final : public Backend {
       for (int64_t row = 0; row < rows; ++row) fn(row);
       return;
     }
-    cpu::parallel_for(team_, parts, [&](int64_t part, int) {
+    parallel_for(team_, parts, [&](int64_t part, int) {
       for (int64_t row = rows * part / parts; row < rows * (part + 1) / parts; ++row) fn(row);
     });
   }

@@ -10,9 +10,9 @@
 #include <cstdint>
 
 #include "kernels/backend.h"
+#include "kernels/base/team.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/memory.h"
-#include "kernels/base/team.h"
 
 namespace trireme::cpu {
 

@@ -18,6 +18,7 @@
 #include "kernels/cuda/cuda_stream.h"
 #include "kernels/cuda/kernels.h"
 #include "kernels/cuda/recordings.h"
+#include "kernels/cuda/scratch.h"
 #include "kernels/cuda/weight_staging.h"
 #include "kernels/sizes.h"
 
@@ -30,38 +31,10 @@ constexpr int64_t kAlignment = 16;  // of data and rows that cuBLASLt takes, in 
 constexpr int32_t kHeadDimMax = 512;
 constexpr int kMostThreads = 16;  // read faster than a bus of 64 GB/s copies
 
-void free_device(void* data, size_t) { cudaFree(data); }
-void free_host(void* data, size_t) { cudaFreeHost(data); }
-
 bool aligned(const Tensor& t) {
   return reinterpret_cast<uintptr_t>(t.data) % kAlignment == 0 &&
          t.stride * element_size(t.dtype) % kAlignment == 0;
 }
-
-// Memory that an operation needs while it runs. Grows to the largest size seen; what was too small
-// stays until the stream has passed it: to wait for that here could mean to wait for another rank.
-class Scratch {
- public:
-  void* get(size_t bytes) {
-    if (bytes <= buffer_.bytes()) return buffer_.data();
-    void* data = nullptr;
-    cuda_check(cudaMalloc(&data, bytes), "allocate the GPU's scratch memory");
-    outgrown_.push_back(std::move(buffer_));
-    buffer_ = Buffer(data, bytes, free_device);
-    ++moves_;
-    return data;
-  }
-  size_t bytes() const { return buffer_.bytes(); }
-  // How often what it gave before became another's.
-  uint64_t moves() const { return moves_; }
-  // REQUIRES: the stream is idle.
-  void free_outgrown() { outgrown_.clear(); }
-
- private:
-  Buffer buffer_;
-  std::vector<Buffer> outgrown_;
-  uint64_t moves_ = 0;
-};
 
 class CudaBackend final : public Backend {
  public:
@@ -71,11 +44,7 @@ class CudaBackend final : public Backend {
         record_steps_(options.record_steps),
         team_(std::clamp(options.threads, 1, kMostThreads)),
         stream_(make_stream(options.device_index)),
-        cublas_(options.deterministic) {
-    void* data = nullptr;
-    cuda_check(cudaMallocHost(&data, kPinnedBytes), "allocate pinned memory");
-    pinned_ = Buffer(data, kPinnedBytes, free_host);
-  }
+        cublas_(options.deterministic) {}
 
   ~CudaBackend() override {
     cudaStreamSynchronize(stream_);
@@ -102,7 +71,7 @@ class CudaBackend final : public Backend {
     void* data = nullptr;
     cuda_check(cudaMalloc(&data, bytes),
                ("allocate " + std::to_string(bytes) + " bytes of the GPU's memory").c_str());
-    Buffer buffer(data, bytes, free_device);
+    Buffer buffer(data, bytes, cuda::free_device);
     cuda_check(cudaMemsetAsync(data, 0, bytes, stream_), "clear the GPU's memory");
     return buffer;
   }
@@ -110,38 +79,32 @@ class CudaBackend final : public Backend {
   // Small arrays of a step go through pinned memory, so that the host need not wait for them.
   void upload(void* device, const void* host, size_t bytes) override {
     if (bytes == 0) return;
-    const void* from = host;
-    if (bytes <= kPinnedBytes / 2) {
-      if (pinned_used_ + bytes > kPinnedBytes) {
-        synchronize();  // earlier uploads have left
-        pinned_used_ = 0;
-      }
-      auto* copy = static_cast<std::byte*>(pinned_.data()) + pinned_used_;
-      std::memcpy(copy, host, bytes);
-      pinned_used_ += padded(bytes);
-      from = copy;
+    std::byte* copy = pinned_.take(bytes);
+    if (copy == nullptr && bytes <= cuda::Pinned::kBytes) {
+      synchronize();  // earlier uploads have left
+      copy = pinned_.take(bytes);
     }
-    cuda_check(cudaMemcpyAsync(device, from, bytes, cudaMemcpyHostToDevice, stream_),
+    if (copy != nullptr) std::memcpy(copy, host, bytes);
+    cuda_check(cudaMemcpyAsync(device, copy != nullptr ? copy : host, bytes, cudaMemcpyHostToDevice,
+                               stream_),
                "copy to the GPU");
-    if (from == host) synchronize();
+    if (copy == nullptr) synchronize();
   }
 
   void download(void* host, const void* device, size_t bytes) override {
     if (bytes == 0) return;
-    // What waits for its turn in pinned memory has left when this has come.
-    void* const to = bytes <= kPinnedBytes / 2 && pinned_used_ <= kPinnedBytes / 2
-                         ? static_cast<std::byte*>(pinned_.data()) + kPinnedBytes / 2
-                         : host;
-    cuda_check(cudaMemcpyAsync(to, device, bytes, cudaMemcpyDeviceToHost, stream_),
+    std::byte* const copy = pinned_.take(bytes);
+    cuda_check(cudaMemcpyAsync(copy != nullptr ? copy : host, device, bytes, cudaMemcpyDeviceToHost,
+                               stream_),
                "copy from the GPU");
-    synchronize();
-    if (to != host) std::memcpy(host, to, bytes);
+    synchronize();  // nobody takes pinned memory before the bytes are out of it
+    if (copy != nullptr) std::memcpy(host, copy, bytes);
   }
 
   void synchronize() override {
     cuda_check(cudaStreamSynchronize(stream_), "wait for the GPU");
-    pinned_used_ = 0;
-    for (Scratch* scratch : {&input_, &output_, &partial_, &draws_, &unpacked_})
+    pinned_.clear();
+    for (cuda::Scratch* scratch : {&input_, &output_, &partial_, &draws_, &unpacked_})
       scratch->free_outgrown();
   }
 
@@ -174,7 +137,7 @@ class CudaBackend final : public Backend {
     CHECK(is_quantised(dtype) && n >= 0 && k >= 0 && first >= 0 && first <= total - k &&
               n < INT32_MAX && total < INT32_MAX,
           dtype_name(dtype));
-    const auto get = [](Scratch& scratch, int64_t bytes) {
+    const auto get = [](cuda::Scratch& scratch, int64_t bytes) {
       scratch.get(static_cast<size_t>(bytes));
     };
     const int64_t lead = first % kQuantGroup;
@@ -243,6 +206,20 @@ class CudaBackend final : public Backend {
     multiply(y, x, w.storage.data(), stride(w), bias);
   }
 
+  void matmul_gated(Tensor y, Tensor gate_up, Tensor x, const Weight& w, const float* bias,
+                    Activation activation) override {
+    check_tensor(y, is_activation(y.dtype), x.rows, w.n / 2);
+    const bool few = !deterministic_ && x.rows > 0 && x.rows <= cuda::kMatvecRows;
+    if (few && w.k > 0 && !is_quantised(w.dtype)) {
+      check_tensor(x, x.dtype == activation_dtype(w.dtype), x.rows, w.k);
+      const Tensor in = x.dtype != w.dtype || !aligned(x) ? converted(x, w.dtype, stride(w)) : x;
+      if (cuda::gated_matvec(stream_, y, in, w, stride(w), bias, activation)) {
+        return check_launch("gated_matvec");
+      }
+    }
+    Backend::matmul_gated(y, gate_up, x, w, bias, activation);
+  }
+
   void rope(Tensor x, int32_t num_heads, const int32_t* positions,
             const RopeTable& table) override {
     check_of_heads(x, num_heads);
@@ -259,6 +236,20 @@ class CudaBackend final : public Backend {
     check_fp32(v, k.rows, cols);
     cuda::store_kv(stream_, kv, k, v, slots);
     check_launch("store_kv");
+  }
+
+  void rope_store_kv(Tensor qkv, const KvLayer& kv, const int32_t* positions,
+                     const RopeTable& table, const int32_t* slots) override {
+    check_kv(kv);
+    check_head_dim(kv);
+    check_of_heads(qkv, static_cast<int32_t>(qkv.cols / kv.head_dim));
+    CHECK(qkv.cols >= int64_t{2} * kv.num_heads * kv.head_dim && table.rotary_dim <= kv.head_dim &&
+              table.rotary_dim % 2 == 0,
+          shape(qkv));
+    if (!cuda::rope_store_kv(stream_, qkv, kv, positions, table, slots)) {
+      return Backend::rope_store_kv(qkv, kv, positions, table, slots);
+    }
+    check_launch("rope_store_kv");
   }
 
   void attention(Tensor y, Tensor q, const KvLayer& kv, const BatchView& batch,
@@ -339,7 +330,6 @@ class CudaBackend final : public Backend {
   }
 
  private:
-  static constexpr size_t kPinnedBytes = 8u << 20;
   static constexpr size_t kCounterBytes = static_cast<size_t>(kQuantisedCounterBytes);
 
   static cudaStream_t make_stream(int index) {
@@ -473,10 +463,9 @@ class CudaBackend final : public Backend {
   Team team_;
   cudaStream_t stream_;
   cuda::Cublas cublas_;
-  Buffer pinned_;  // uploads on their way
-  size_t pinned_used_ = 0;
+  cuda::Pinned pinned_;
   cuda::WeightStaging weights_;
-  Scratch input_, output_, partial_, draws_, unpacked_;
+  cuda::Scratch input_, output_, partial_, draws_, unpacked_;
   Buffer counters_;  // of quantised products: zeros between them
   cuda::Recordings recordings_;
 };

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Elements of tensors in device code: conversions, reductions over a cta.
+// Elements of tensors in device code: conversions, activations, reductions over a cta.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -33,6 +33,22 @@ __device__ inline __half from_float<__half>(float value) {
   if (value < -kLargest) value = -kLargest;
   return __float2half_rn(value);
 }
+
+// ---- activations ----
+
+struct Silu {
+  __device__ float operator()(float x) const { return x / (1.0f + expf(-x)); }
+};
+
+// (1 + tanh(u)) / 2 = 1 / (1 + exp(-2u)), which does not cancel where tanh(u) is near -1.
+struct GeluTanh {
+  __device__ float operator()(float x) const {
+    constexpr float kTwiceRootOfTwoOverPi = 1.5957691216057308f;
+    return x / (1.0f + expf(-kTwiceRootOfTwoOverPi * (x + 0.044715f * x * x * x)));
+  }
+};
+
+// ---- reductions ----
 
 constexpr int kWarp = 32;
 

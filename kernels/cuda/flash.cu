@@ -15,13 +15,87 @@ namespace trireme::cuda {
 namespace {
 
 constexpr int kWarps = 4;
+constexpr int kPad = 8;  // elements between rows in shared memory: no two rows on one bank
+
+// The places of a tile's keys: a lane knows two of them, and asks the others.
+struct Places {
+  int64_t near, far;  // keys lane, and lane + 32
+
+  __device__ Places(const AttentionView& view, const Work& work, int32_t first) {
+    near = place_of(view, work, first + static_cast<int32_t>(threadIdx.x) % kWarp);
+    far = place_of(view, work, first + static_cast<int32_t>(threadIdx.x) % kWarp + kWarp);
+  }
+  // REQUIRES: the warp asks for keys of one half together.
+  __device__ int64_t of(int key) const {
+    return __shfl_sync(0xFFFFFFFFu, key < kWarp ? near : far, key % kWarp);
+  }
+};
+
+// Queues the copy of a tile of K or V. Keys that no row sees become zeros: what stands there may be
+// no number, and no weight would make it vanish.
+template <int kD, int kThreads>
+__device__ void fetch(__nv_bfloat16* tile, const AttentionView& view, const Places& places,
+                      const void* cache, const void* before, int32_t first) {
+  constexpr int kPieces = kD / 8;
+  static_assert(kTile == 2 * kWarp && kTile * kPieces % kThreads == 0);
+  const auto* rows = static_cast<const __nv_bfloat16*>(cache);
+  const auto* prefix_rows = static_cast<const __nv_bfloat16*>(before);
+#pragma unroll 8
+  for (int i = threadIdx.x; i < kTile * kPieces; i += kThreads) {
+    const int key = i / kPieces;
+    const int channel = i % kPieces * 8;
+    const int64_t place = places.of(key);
+    const bool present = place >= 0 && channel < view.head_dim;
+    const __nv_bfloat16* from = first + key < view.prefix ? prefix_rows : rows;
+    copy_async(tile + key * (kD + kPad) + channel, present ? from + place + channel : rows,
+               present);
+  }
+}
+
+// Scores of 16 rows and a tile of keys: s[n] are keys 8n to 8n + 7.
+template <int kD>
+__device__ void multiply_keys(float (&s)[kTile / 8][4], const Rows<kD>& rows,
+                              const __nv_bfloat16* keys) {
+  const int lane = threadIdx.x % kWarp;
+  const __nv_bfloat16* at = keys + (lane / 16 * 8 + lane % 8) * (kD + kPad) + lane / 8 % 2 * 8;
+#pragma unroll
+  for (int n = 0; n < kTile / 8; n += 2) {
+#pragma unroll
+    for (int chunk = 0; chunk < kD / 16; ++chunk) {
+      uint32_t b[4];
+      load_matrices(b, at + n * 8 * (kD + kPad) + chunk * 16);
+      multiply(s[n], rows.q[chunk], b[0], b[1]);
+      multiply(s[n + 1], rows.q[chunk], b[2], b[3]);
+    }
+  }
+}
+
+// Products become scores, of keys that the row does not see -inf; `most` is raised to the largest
+// of this lane's columns. `first`: the index of the first key.
+template <int kD>
+__device__ void mask_scores(float (&s)[kTile / 8][4], float (&most)[2], const Rows<kD>& rows,
+                            const AttentionView& view, int32_t first, int32_t index_end) {
+  const int lane = threadIdx.x % kWarp;
+#pragma unroll
+  for (int n = 0; n < kTile / 8; ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int side = i / 2;
+      const int32_t index = first + n * 8 + lane % 4 * 2 + i % 2;
+      const bool seen =
+          rows.row[side] >= 0 && index < index_end && view.sees(rows.position[side], index);
+      s[n][i] = seen ? view.score(s[n][i]) * kLog2E : -INFINITY;
+      most[side] = fmaxf(most[side], s[n][i]);
+    }
+  }
+}
 
 // Scores become probabilities relative to the largest score so far; y and weight follow it.
 template <int kD>
 __device__ void normalise(float (&s)[kTile / 8][4], Rows<kD>& rows, const AttentionView& view,
                           int32_t first, int32_t index_end) {
   float most[2] = {rows.most[0], rows.most[1]};
-  mask_scores<kTile>(s, most, rows, view, first, index_end);
+  mask_scores(s, most, rows, view, first, index_end);
 #pragma unroll
   for (int side = 0; side < 2; ++side) {
     const float base = raise_most(rows, side, quad_max(most[side]));
@@ -29,7 +103,7 @@ __device__ void normalise(float (&s)[kTile / 8][4], Rows<kD>& rows, const Attent
     for (int n = 0; n < kTile / 8; ++n) {
 #pragma unroll
       for (int i = 2 * side; i < 2 * side + 2; ++i) {
-        s[n][i] = exp2f((s[n][i] - base) * kLog2E);
+        s[n][i] = exp2f(s[n][i] - base);
         rows.weight[side] += s[n][i];
       }
     }
@@ -48,7 +122,33 @@ __device__ void multiply_values(const float (&p)[kTile / 8][4], Rows<kD>& rows,
     const float(&high)[4] = p[2 * chunk + 1];
     const uint32_t a[4] = {pack(low[0], low[1]), pack(low[2], low[3]), pack(high[0], high[1]),
                            pack(high[2], high[3])};
-    add_values(rows, a, at + chunk * 16 * (kD + kPad));
+#pragma unroll
+    for (int n = 0; n < kD / 8; n += 2) {
+      uint32_t b[4];
+      load_transposed(b, at + chunk * 16 * (kD + kPad) + n * 8);
+      multiply(rows.y[n], a, b[0], b[1]);
+      multiply(rows.y[n + 1], a, b[2], b[3]);
+    }
+  }
+}
+
+template <int kD>
+__device__ void write(const Rows<kD>& rows, const AttentionView& view, const Work& work) {
+  const int lane = threadIdx.x % kWarp;
+#pragma unroll
+  for (int side = 0; side < 2; ++side) {
+    const float weight = quad_sum(rows.weight[side]);
+    if (rows.row[side] < 0) continue;
+    const int32_t head = work.head_of(rows.row[side]);
+#pragma unroll
+    for (int n = 0; n < kD / 8; ++n) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int channel = n * 8 + lane % 4 * 2 + i;
+        if (channel >= view.head_dim) continue;
+        view.store(work.token_of(rows.row[side]), head, channel, rows.y[n][2 * side + i] / weight);
+      }
+    }
   }
 }
 
@@ -103,7 +203,7 @@ __global__ void __launch_bounds__(kWarps* kWarp) flash_kernel(AttentionView view
     float s[kTile / 8][4] = {};
     wait_for_older_copies();
     __syncthreads();
-    multiply_keys<kTile>(s, rows, keys);
+    multiply_keys(s, rows, keys);
     __syncthreads();
     fetch_keys(places, following);
     normalise(s, rows, view, at, work.index_end);
@@ -114,8 +214,7 @@ __global__ void __launch_bounds__(kWarps* kWarp) flash_kernel(AttentionView view
     fetch_values(places, following);
     at = following;
   }
-  const float weights[2] = {quad_sum(rows.weight[0]), quad_sum(rows.weight[1])};
-  write(rows, weights, 0, view, work, false, 0);
+  write(rows, view, work);
 }
 
 template <int kD>

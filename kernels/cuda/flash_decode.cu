@@ -3,9 +3,9 @@
 // are split (Flash-Decoding, Dao et al. 2023).
 //
 // The rows of a cta are the query heads of one KV head, seldom more than 16: all its warps have the
-// same ones. In a tile of 64 keys each warp makes the scores of its share of the keys, and after
-// the probabilities went through shared memory its share of the channels of p · V: so a tile takes
-// a fraction of what one warp would need, and the registers of many ctas fit.
+// same ones. The warps take groups of 16 keys in turns. Each has the copies of its next two groups
+// under way, a running softmax and a y of its own, so none waits for another before they are joined
+// at the end.
 //   grid (tiles of rows · splits, K, S); the splits' results are joined by join_kernel
 #include <algorithm>
 
@@ -14,64 +14,193 @@
 namespace trireme::cuda {
 namespace {
 
-constexpr int kProbabilityStride = kTile + kPad;
+constexpr int kGroup = 16;  // keys: the k of an MMA
+constexpr int kStages = 3;  // groups of a warp in shared memory: two are under way
 
-// What a cta has in shared memory.
-template <int kD, int kWarps>
-struct Shared {
-  __nv_bfloat16 keys[kTile * (kD + kPad)];
-  __nv_bfloat16 values[kTile * (kD + kPad)];
-  __nv_bfloat16 probabilities[kWarpRows * kProbabilityStride];
-  float of_warps[kWarps][kWarpRows];
+// A group of keys or values: rows of D elements in pieces of 16 bytes. The pieces of a row are
+// permuted, differently in each of the eight rows that one ldmatrix reads, so that these lie on
+// different banks without padding.
+template <int kD>
+struct Group {
+  static constexpr int kPieces = kD / 8;
+  __nv_bfloat16 elements[kGroup * kD];
+
+  __device__ static int order(int row) {
+    constexpr int kRowsOfLine = kPieces < 8 ? 8 / kPieces : 1;  // of 128 bytes
+    constexpr int kOrders = kPieces < 8 ? kPieces : 8;
+    return row / kRowsOfLine % kOrders;
+  }
+  __device__ __nv_bfloat16* piece(int row, int piece) {
+    return elements + row * kD + (piece ^ order(row)) * 8;
+  }
 };
 
-// Brings rows.most to the largest score so far of all warps, y and weight after it, and puts the
-// probabilities of this warp's keys, which begin at `first`, into shared memory.
-template <int kD, int kWarps, int kKeys, int kChannels>
-__device__ void normalise(float (&s)[kKeys / 8][4], Rows<kD, kChannels>& rows,
-                          Shared<kD, kWarps>& shared, const AttentionView& view, int32_t first,
-                          int32_t index_end) {
-  const int lane = threadIdx.x % kWarp;
-  const int warp = threadIdx.x / kWarp;
-  float most[2] = {-INFINITY, -INFINITY};
-  mask_scores<kKeys>(s, most, rows, view, first, index_end);
+// What a warp brings of its results to the others; where its groups were.
+template <int kD>
+struct Result {
+  static constexpr int kStride = kD + 8;  // no two rows on one bank
+  float y[kWarpRows * kStride];
+};
+
+template <int kD, int kWarps>
+struct Shared {
+  union OfWarp {
+    struct {
+      Group<kD> keys, values;
+    } stages[kStages];
+    Result<kD> result;
+  } of_warps[kWarps];
+  float most[kWarps][kWarpRows];
+  float weights[kWarps][kWarpRows];
+};
+
+// Queues the copies of a group that begins at index `first`; `place` is that of this lane's key,
+// lane % 16. Keys that no row sees become zeros: what stands there may be no number, and no weight
+// would make it vanish.
+template <int kD>
+__device__ void fetch_group(Group<kD>& keys, Group<kD>& values, const AttentionView& view,
+                            int64_t place, int32_t first) {
+  constexpr int kPieces = Group<kD>::kPieces;
+  static_assert(kGroup * kPieces % kWarp == 0);
+  const auto rows_of = [](const void* cache) { return static_cast<const __nv_bfloat16*>(cache); };
 #pragma unroll
-  for (int side = 0; side < 2; ++side) {
-    most[side] = quad_max(most[side]);
-    if (lane % 4 == 0) shared.of_warps[warp][lane / 4 + side * 8] = most[side];
+  for (int i = 0; i < kGroup * kPieces; i += kWarp) {
+    const int key = (i + static_cast<int>(threadIdx.x) % kWarp) / kPieces;
+    const int piece = (i + static_cast<int>(threadIdx.x) % kWarp) % kPieces;
+    const int64_t of_key = __shfl_sync(0xFFFFFFFFu, place, key);
+    const bool present = of_key >= 0 && piece * 8 < view.head_dim;
+    const bool before = first + key < view.prefix;
+    const int64_t at = present ? of_key + piece * 8 : 0;
+    copy_async(keys.piece(key, piece), rows_of(before ? view.prefix_keys : view.keys) + at,
+               present);
+    copy_async(values.piece(key, piece), rows_of(before ? view.prefix_values : view.values) + at,
+               present);
   }
-  __syncthreads();
+}
+
+// Scores of the rows and a group of keys: s[n] are keys 8n to 8n + 7.
+template <int kD>
+__device__ void multiply_keys(float (&s)[2][4], const Rows<kD>& rows, Group<kD>& keys) {
+  const int lane = threadIdx.x % kWarp;
+  const int row = lane / 16 * 8 + lane % 8;
+#pragma unroll
+  for (int chunk = 0; chunk < kD / 16; ++chunk) {
+    uint32_t b[4];
+    load_matrices(b, keys.piece(row, chunk * 2 + lane / 8 % 2));
+    multiply(s[0], rows.q[chunk], b[0], b[1]);
+    multiply(s[1], rows.q[chunk], b[2], b[3]);
+  }
+}
+
+// Products become scores, then probabilities relative to the largest score so far, as an A
+// fragment; y and weight follow.
+template <int kD>
+__device__ void normalise(uint32_t (&p)[4], float (&s)[2][4], Rows<kD>& rows,
+                          const AttentionView& view, const Work& work, int32_t first) {
+  const int lane = threadIdx.x % kWarp;
+  const bool whole = first + kGroup <= work.index_end &&
+                     (first >= work.first_seen || first + kGroup <= view.prefix);
+  float most[2] = {rows.most[0], rows.most[1]};
+#pragma unroll
+  for (int n = 0; n < 2; ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      s[n][i] = view.score(s[n][i]) * kLog2E;
+      if (!whole) {
+        const int32_t index = first + n * 8 + lane % 4 * 2 + i % 2;
+        const bool seen =
+            index < work.index_end && (index < view.prefix || index >= work.first_seen);
+        if (!seen) s[n][i] = -INFINITY;
+      }
+      most[i / 2] = fmaxf(most[i / 2], s[n][i]);
+    }
+  }
+  most[0] = quad_max(most[0]);
+  most[1] = quad_max(most[1]);
+  // Seldom, once some groups were seen.
+  if (__any_sync(0xFFFFFFFFu, most[0] != rows.most[0] || most[1] != rows.most[1])) {
+    raise_most(rows, 0, most[0]);
+    raise_most(rows, 1, most[1]);
+  }
 #pragma unroll
   for (int side = 0; side < 2; ++side) {
-    const int row = lane / 4 + side * 8;
-    float largest = rows.most[side];
+    const float base = most[side] == -INFINITY ? 0 : most[side];  // nothing seen yet
 #pragma unroll
-    for (int w = 0; w < kWarps; ++w) largest = fmaxf(largest, shared.of_warps[w][row]);
-    const float base = raise_most(rows, side, largest);
-    __nv_bfloat16* to = shared.probabilities + row * kProbabilityStride + warp * kKeys;
-#pragma unroll
-    for (int n = 0; n < kKeys / 8; ++n) {
-      const float low = exp2f((s[n][2 * side] - base) * kLog2E);
-      const float high = exp2f((s[n][2 * side + 1] - base) * kLog2E);
+    for (int n = 0; n < 2; ++n) {
+      const float low = exp2f(s[n][2 * side] - base);
+      const float high = exp2f(s[n][2 * side + 1] - base);
       rows.weight[side] += low + high;
-      const uint32_t both = pack(low, high);
-      __builtin_memcpy(static_cast<void*>(to + n * 8 + lane % 4 * 2), &both, sizeof(both));
+      p[2 * n + side] = pack(low, high);
     }
   }
 }
 
-// y += p · V of this warp's channels, of which `values` is the first.
-template <int kD, int kChannels>
-__device__ void multiply_values(const __nv_bfloat16* probabilities, Rows<kD, kChannels>& rows,
-                                const __nv_bfloat16* values) {
+// y += p · V.
+template <int kD>
+__device__ void multiply_values(const uint32_t (&p)[4], Rows<kD>& rows, Group<kD>& values) {
   const int lane = threadIdx.x % kWarp;
-  const __nv_bfloat16* p = probabilities + lane % 16 * kProbabilityStride + lane / 16 * 8;
-  const __nv_bfloat16* at = values + lane % 16 * (kD + kPad) + lane / 16 * 8;
 #pragma unroll
-  for (int chunk = 0; chunk < kTile / 16; ++chunk) {
-    uint32_t a[4];
-    load_matrices(a, p + chunk * 16);
-    add_values(rows, a, at + chunk * 16 * (kD + kPad));
+  for (int n = 0; n < kD / 8; n += 2) {
+    uint32_t b[4];
+    load_transposed(b, values.piece(lane % 16, n + lane / 16));
+    multiply(rows.y[n], p, b[0], b[1]);
+    multiply(rows.y[n + 1], p, b[2], b[3]);
+  }
+}
+
+// Puts a warp's results where the others find them.
+template <int kD, int kWarps>
+__device__ void bring(Shared<kD, kWarps>& shared, int warp, const Rows<kD>& rows) {
+  const int lane = threadIdx.x % kWarp;
+  Result<kD>& result = shared.of_warps[warp].result;
+  __syncwarp();  // all lanes have read its last group
+#pragma unroll
+  for (int side = 0; side < 2; ++side) {
+    const int row = lane / 4 + side * 8;
+    const float weight = quad_sum(rows.weight[side]);
+    if (lane % 4 == 0) {
+      shared.most[warp][row] = rows.most[side];
+      shared.weights[warp][row] = weight;
+    }
+#pragma unroll
+    for (int n = 0; n < kD / 8; ++n) {
+      float* const to = result.y + row * Result<kD>::kStride + n * 8 + lane % 4 * 2;
+      to[0] = rows.y[n][2 * side];
+      to[1] = rows.y[n][2 * side + 1];
+    }
+  }
+}
+
+// Joins what the warps have brought: the result, or a split's part of it.
+template <int kD, int kWarps>
+__device__ void join_warps(Shared<kD, kWarps>& shared, const AttentionView& view, const Work& work,
+                           int32_t split) {
+  for (int i = threadIdx.x; i < kWarpRows * kD; i += kWarps * kWarp) {
+    const int row = i / kD;
+    const int channel = i % kD;
+    if (work.row_begin + row >= work.num_rows || channel >= view.head_dim) continue;
+    float most = -INFINITY;
+    for (int w = 0; w < kWarps; ++w) most = fmaxf(most, shared.most[w][row]);
+    const float base = most == -INFINITY ? 0 : most;  // the split's keys are not seen
+    float sum = 0;
+    float weight = 0;
+    for (int w = 0; w < kWarps; ++w) {
+      const float factor = exp2f(shared.most[w][row] - base);
+      sum += shared.of_warps[w].result.y[row * Result<kD>::kStride + channel] * factor;
+      weight += shared.weights[w][row] * factor;
+    }
+    const int32_t head = work.head_of(work.row_begin + row);
+    if (view.num_splits == 1) {
+      // join_kernel's bits; a sequence that only fills a recorded step may see nothing
+      view.store(work.first_token, head, channel, weight == 0 ? 0 : sum / weight);
+      continue;
+    }
+    float* const part = view.part(work.sequence, head, split);
+    part[channel] = sum;
+    if (channel == 0) {
+      part[view.head_dim] = most;
+      part[view.head_dim + 1] = weight;
+    }
   }
 }
 
@@ -101,96 +230,87 @@ __device__ bool find_work(const AttentionView& view, int32_t& split, Work& work)
   return true;
 }
 
-// Ctas on a multiprocessor, which bounds their registers. On an H200, of the copy's bandwidth at 64
-// sequences of 1,024 and 128 channels: unbounded (3 ctas) 0.31, 4 ctas 0.41, 6 ctas, which spill,
-// 0.33.
+// Ctas on a multiprocessor that the shared memory allows, which bounds their registers.
 template <int kD>
-constexpr int kCtasAtOnce = kD <= 128 ? 4 : 3;
+constexpr int kCtasAtOnce = kD <= 64 ? 4 : 2;
 
 template <int kD, int kWarps>
 __global__ void __launch_bounds__(kWarps* kWarp, kCtasAtOnce<kD>)
     decode_kernel(AttentionView view) {
-  constexpr int kThreads = kWarps * kWarp;
-  constexpr int kKeys = kTile / kWarps;   // of a warp, in a tile
-  constexpr int kChannels = kD / kWarps;  // of a warp
-  static_assert(kKeys % 16 == 0 && kChannels % 16 == 0);
   auto& shared = *static_cast<Shared<kD, kWarps>*>(dynamic_shared_memory());
-  begin();
+  let_next_begin();
+  // What the host sent before the step, and keys of earlier steps, are no kernel's results.
   Work work;
   int32_t split = 0;
-  if (!find_work(view, split, work)) return;
+  if (!find_work(view, split, work)) {
+    after_previous();  // whoever waits for this kernel waits for those before it
+    return;
+  }
   const int warp = threadIdx.x / kWarp;
-  int32_t at = next_tile(view, work, work.index_begin);
-  const auto fetch_keys = [&](const Places& places, int32_t first) {
-    if (first < work.index_end) {
-      fetch<kD, kThreads>(shared.keys, view, places, view.keys, view.prefix_keys, first);
-    }
-    commit_copies();
-  };
-  const auto fetch_values = [&](const Places& places, int32_t first) {
-    if (first < work.index_end) {
-      fetch<kD, kThreads>(shared.values, view, places, view.values, view.prefix_values, first);
-    }
-    commit_copies();
-  };
-  Places places(view, work, at);
-  fetch_keys(places, at);
-  fetch_values(places, at);
-  Rows<kD, kChannels> rows(view, work, work.row_begin);
-  while (at < work.index_end) {
-    const int32_t following = next_tile(view, work, at + kTile);
-    places = Places(view, work, following);
-    float s[kKeys / 8][4] = {};
-    wait_for_older_copies();
-    __syncthreads();
-    multiply_keys<kKeys>(s, rows, shared.keys + warp * kKeys * (kD + kPad));
-    __syncthreads();
-    fetch_keys(places, following);
-    normalise<kD, kWarps, kKeys>(s, rows, shared, view, at + warp * kKeys, work.index_end);
-    wait_for_older_copies();
-    __syncthreads();
-    multiply_values(shared.probabilities, rows, shared.values + warp * kChannels);
-    __syncthreads();
-    fetch_values(places, following);
-    at = following;
-  }
-  float weights[2];
-  for (int side = 0; side < 2; ++side) weights[side] = quad_sum(rows.weight[side]);
   const int lane = threadIdx.x % kWarp;
-  if (lane % 4 == 0) {
-    for (int side = 0; side < 2; ++side) shared.of_warps[warp][lane / 4 + side * 8] = weights[side];
+  auto& stages = shared.of_warps[warp].stages;
+  constexpr int32_t kStep = kWarps * kGroup;
+  static_assert(kTile % kStep == 0);  // so that a window moves no key to another warp
+  int32_t at = next_tile(view, work, work.index_begin + warp * kGroup);
+  int32_t next = at;
+  int64_t place = place_of(view, work, next + lane % kGroup);
+  const auto fetch_next = [&](int stage) {
+    if (next < work.index_end) {
+      fetch_group(stages[stage].keys, stages[stage].values, view, place, next);
+      next = next_tile(view, work, next + kStep);
+      place = place_of(view, work, next + lane % kGroup);
+    }
+    commit_copies();
+  };
+  const int32_t stored_last = view.prefix + work.context - 1;  // by a kernel before this one
+  int fetched = 0;
+  while (fetched < kStages - 1 && next + kGroup <= stored_last) fetch_next(fetched++);
+  after_previous();
+  while (fetched < kStages - 1) fetch_next(fetched++);
+
+  Rows<kD> rows(view, work, work.row_begin);
+  for (int stage = 0; at < work.index_end; at = next_tile(view, work, at + kStep)) {
+    wait_for_older_copies();
+    __syncwarp();
+    fetch_next(stage == 0 ? kStages - 1 : stage - 1);
+    float s[2][4] = {};
+    uint32_t p[4];
+    multiply_keys(s, rows, stages[stage].keys);
+    normalise(p, s, rows, view, work, at);
+    multiply_values(p, rows, stages[stage].values);
+    stage = stage == kStages - 1 ? 0 : stage + 1;
   }
+  bring(shared, warp, rows);
   __syncthreads();
-  for (int side = 0; side < 2; ++side) {
-    weights[side] = 0;
-    for (int w = 0; w < kWarps; ++w) weights[side] += shared.of_warps[w][lane / 4 + side * 8];
-  }
-  write(rows, weights, warp * kChannels, view, work, view.num_splits > 1, split);
+  join_warps(shared, view, work, split);
 }
 
-// y = Σ over splits of the parts, each brought to the largest score of all. Grid (S, Q).
+// y = Σ over splits of the parts, each brought to the largest score so far. Grid (S, Q).
 __global__ void join_kernel(AttentionView view) {
-  begin();
+  let_next_begin();
   const auto sequence = static_cast<int32_t>(blockIdx.x);
   const auto head = static_cast<int32_t>(blockIdx.y);
   const int32_t token = view.query_begin[sequence];
-  if (view.query_begin[sequence + 1] - token != 1) return;
-  const int32_t indices = view.prefix + view.context[sequence];
-  const auto splits = static_cast<int32_t>(context_splits(indices));
-  float most = -INFINITY;
-  for (int32_t i = 0; i < splits; ++i) {
-    most = fmaxf(most, view.part(sequence, head, i)[view.head_dim]);
-  }
+  const int32_t queries = view.query_begin[sequence + 1] - token;
+  const auto splits = static_cast<int32_t>(context_splits(view.prefix + view.context[sequence]));
+  after_previous();
+  if (queries != 1) return;
   for (int32_t channel = threadIdx.x; channel < view.head_dim; channel += blockDim.x) {
+    float most = -INFINITY;
     float sum = 0;
     float weight = 0;
+#pragma unroll 4
     for (int32_t i = 0; i < splits; ++i) {
       const float* part = view.part(sequence, head, i);
-      const float factor = exp2f((part[view.head_dim] - most) * kLog2E);
-      sum += part[channel] * factor;
-      weight += part[view.head_dim + 1] * factor;
+      const float larger = fmaxf(most, part[view.head_dim]);
+      const float base = larger == -INFINITY ? 0 : larger;  // nothing seen yet
+      const float of_sum = exp2f(most - base);
+      const float of_part = exp2f(part[view.head_dim] - base);
+      sum = sum * of_sum + part[channel] * of_part;
+      weight = weight * of_sum + part[view.head_dim + 1] * of_part;
+      most = larger;
     }
-    view.store(token, head, channel, sum / weight);
+    view.store(token, head, channel, weight == 0 ? 0 : sum / weight);
   }
 }
 
@@ -207,13 +327,13 @@ void launch_decode(cudaStream_t stream, const AttentionView& view, int32_t seque
 
 void flash_decode(cudaStream_t stream, const AttentionView& view, int32_t sequences) {
   if (view.head_dim <= 32) {
-    launch_decode<32, 2>(stream, view, sequences);
+    launch_decode<32, 4>(stream, view, sequences);
   } else if (view.head_dim <= 64) {
     launch_decode<64, 4>(stream, view, sequences);
   } else if (view.head_dim <= 128) {
     launch_decode<128, 4>(stream, view, sequences);
   } else {
-    launch_decode<256, 4>(stream, view, sequences);
+    launch_decode<256, 2>(stream, view, sequences);
   }
   if (view.num_splits == 1) return;
   const dim3 grid(static_cast<unsigned>(sequences), static_cast<unsigned>(view.num_heads));

@@ -15,7 +15,7 @@
 
 namespace trireme::cuda {
 
-// ---- rows.cu: memory-bound operations on rows; each reads its inputs once and writes once ----
+// ---- rows.cu, rope_kv.cu: operations on rows, each of which reads and writes once ----
 
 void embed(cudaStream_t stream, const Tensor& y, const int32_t* ids, const Weight& table,
            int64_t table_stride, int32_t first_row);
@@ -29,6 +29,10 @@ void rope(cudaStream_t stream, const Tensor& x, int32_t num_heads, const int32_t
           const RopeTable& table);
 void store_kv(cudaStream_t stream, const KvLayer& kv, const Tensor& k, const Tensor& v,
               const int32_t* slots);
+// Both at once, as Backend::rope_store_kv. False, and nothing queued, where rows, channels or pairs
+// do not come in fours.
+bool rope_store_kv(cudaStream_t stream, const Tensor& qkv, const KvLayer& kv,
+                   const int32_t* positions, const RopeTable& table, const int32_t* slots);
 void add(cudaStream_t stream, const Tensor& x, const Tensor& h);
 void scale(cudaStream_t stream, const Tensor& x, float factor);
 void soft_cap(cudaStream_t stream, const Tensor& x, float cap);
@@ -49,6 +53,9 @@ constexpr int64_t kMatvecRows = 2;
 // shape is not its: T > kMatvecRows, or rows of x or w that are not aligned to 16 bytes.
 bool matvec(cudaStream_t stream, const Tensor& y, const Tensor& x, const Weight& w,
             int64_t w_stride, const float* bias);
+// The same with y as Backend::matmul_gated has it.
+bool gated_matvec(cudaStream_t stream, const Tensor& y, const Tensor& x, const Weight& w,
+                  int64_t w_stride, const float* bias, Backend::Activation activation);
 
 // ---- quantise.cu: int8 and int4 ----
 

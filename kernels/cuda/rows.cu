@@ -1,115 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Operations on rows. All are bound by memory: every element is read and written once. A cta of
-// kThreads takes one row (grid.x, which may be 2^31 - 1) and, where rows are long, a part of its
-// columns (grid.y). A thread takes four neighbouring columns at once, with one load and one store
-// where all rows allow it (kAligned): else one by one, with the same bits. Sums are fp32.
-#include <type_traits>
-
-#include "kernels/cuda/elements.cuh"
-#include "kernels/cuda/kernels.h"
-#include "kernels/cuda/launch.cuh"
+// Operations on rows, as quads.cuh divides them.
+#include "kernels/cuda/quads.cuh"
 
 namespace trireme::cuda {
 namespace {
-
-constexpr int kThreads = 256;
-constexpr int kQuad = 4;
-
-// Of `items` for each row, one for a thread, which item_index() gives it.
-dim3 grid_of(int64_t rows, int64_t items) {
-  return {static_cast<unsigned>(rows), static_cast<unsigned>((items + kThreads - 1) / kThreads), 1};
-}
-__device__ int32_t item_index() {
-  return static_cast<int32_t>(blockIdx.y * kThreads + threadIdx.x);
-}
-
-int64_t quads_of(int64_t cols) { return (cols + kQuad - 1) / kQuad; }
-
-bool empty(const Tensor& t) { return t.rows == 0 || t.cols == 0; }
-
-// A row-major view in device code.
-template <typename E>
-struct View {
-  E* data;
-  int64_t stride;
-  __device__ E* row(int64_t index) const { return data + index * stride; }
-};
-
-template <typename E>
-View<E> view(const Tensor& t) {
-  return {static_cast<E*>(t.data), t.stride};
-}
-
-// Neighbouring columns of a row.
-struct Quad {
-  float at[kQuad];
-};
-
-// The same in memory, and as what one instruction loads or stores.
-template <typename E>
-struct Stored {
-  using Bits = std::conditional_t<sizeof(E) == 4, uint4, uint2>;
-  E at[kQuad];
-};
-
-// Columns [j, j + 4) of a row of `cols`, and zeros beyond it.
-template <bool kAligned, typename E>
-__device__ Quad load_quad(const E* row, int32_t j, int32_t cols) {
-  Quad quad = {};
-  if constexpr (kAligned) {
-    if (j >= cols) return quad;
-    const auto bits = *reinterpret_cast<const typename Stored<E>::Bits*>(row + j);
-    Stored<E> values;
-    __builtin_memcpy(&values, &bits, sizeof(bits));
-    for (int i = 0; i < kQuad; ++i) quad.at[i] = to_float(values.at[i]);
-  } else {
-    for (int i = 0; i < kQuad; ++i) {
-      if (j + i < cols) quad.at[i] = to_float(row[j + i]);
-    }
-  }
-  return quad;
-}
-
-template <bool kAligned, typename E>
-__device__ void store_quad(E* row, int32_t j, int32_t cols, const Quad& quad) {
-  if constexpr (kAligned) {
-    if (j >= cols) return;
-    Stored<E> values;
-    for (int i = 0; i < kQuad; ++i) values.at[i] = from_float<E>(quad.at[i]);
-    typename Stored<E>::Bits bits;
-    __builtin_memcpy(&bits, &values, sizeof(bits));
-    *reinterpret_cast<typename Stored<E>::Bits*>(row + j) = bits;
-  } else {
-    for (int i = 0; i < kQuad; ++i) {
-      if (j + i < cols) row[j + i] = from_float<E>(quad.at[i]);
-    }
-  }
-}
-
-bool aligned(const void* data, DType dtype) {
-  return reinterpret_cast<uintptr_t>(data) % static_cast<size_t>(kQuad * element_size(dtype)) == 0;
-}
-bool aligned(const Tensor& t) {
-  return aligned(t.data, t.dtype) && t.stride % kQuad == 0 && t.cols % kQuad == 0;
-}
-
-// Calls fn with the constant that `all` is.
-template <typename Function>
-void with_alignment(bool all, const Function& fn) {
-  if (all) return fn(std::true_type{});
-  fn(std::false_type{});
-}
-
-// Calls fn with a value of the element type that a tensor of `dtype` has.
-template <typename Function>
-void with_type(DType dtype, const Function& fn) {
-  switch (dtype) {
-    case DType::kF32: return fn(float{});
-    case DType::kBF16: return fn(__nv_bfloat16{});
-    case DType::kF16: return fn(__half{});
-    default: return;
-  }
-}
 
 // y = x / sqrt(mean(x²) + eps) · weight of one row, by kLanes threads whose sums `sum_up` adds;
 // with kAdd x += h comes first. What a thread has of a row of up to 16 · kLanes columns stays in
@@ -196,48 +90,6 @@ __global__ void __launch_bounds__(kThreads)
                                    [](float part) { return warp_sum(part); });
 }
 
-// A thread a pair.
-__global__ void rope_kernel(View<float> x, int32_t num_heads, int32_t head_dim,
-                            const int32_t* positions, const float* cosines, const float* sines,
-                            int32_t pairs, bool adjacent) {
-  begin();
-  const int32_t index = item_index();
-  if (index >= num_heads * pairs) return;
-  const int32_t pair = index % pairs;
-  float* head = x.row(blockIdx.x) + int64_t{index / pairs} * head_dim;
-  float* first = head + (adjacent ? 2 * pair : pair);
-  float* second = adjacent ? first + 1 : first + pairs;
-  const float a = *first;
-  const float b = *second;
-  const int64_t angle = int64_t{positions[blockIdx.x]} * pairs + pair;
-  const float cosine = cosines[angle];
-  const float sine = sines[angle];
-  *first = a * cosine - b * sine;
-  *second = b * cosine + a * sine;
-}
-
-// The cache is [num_blocks, K, block_size, D]; a row of k or v is (head, channel). A thread four
-// channels.
-template <bool kAligned, typename E>
-__global__ void store_kv_kernel(E* keys, E* values, View<const float> k, View<const float> v,
-                                const int32_t* slots, int32_t num_heads, int32_t block_size,
-                                int32_t head_dim) {
-  begin();
-  const int32_t quads = (head_dim + kQuad - 1) / kQuad;
-  const int32_t head = item_index() / quads;
-  const int32_t j = item_index() % quads * kQuad;
-  if (head >= num_heads) return;
-  const int32_t slot = slots[blockIdx.x];
-  const int64_t from = int64_t{head} * head_dim;
-  const Quad key = load_quad<kAligned>(k.row(blockIdx.x) + from, j, head_dim);
-  const Quad value = load_quad<kAligned>(v.row(blockIdx.x) + from, j, head_dim);
-  if (slot < 0) return;
-  const int64_t row = int64_t{slot / block_size} * num_heads + head;
-  const int64_t to = (row * block_size + slot % block_size) * head_dim;
-  store_quad<kAligned>(keys + to, j, head_dim, key);
-  store_quad<kAligned>(values + to, j, head_dim, value);
-}
-
 // An input of map(): elements of E as fp32; beyond its columns zeros.
 template <typename E>
 struct Source {
@@ -322,18 +174,6 @@ struct SoftlyCapped {
   __device__ float operator()(float x) const { return cap * tanhf(x / cap); }
 };
 
-struct Silu {
-  __device__ float operator()(float x) const { return x / (1.0f + expf(-x)); }
-};
-
-// (1 + tanh(u)) / 2 = 1 / (1 + exp(-2u)), which does not cancel where tanh(u) is near -1.
-struct GeluTanh {
-  __device__ float operator()(float x) const {
-    constexpr float kTwiceRootOfTwoOverPi = 1.5957691216057308f;
-    return x / (1.0f + expf(-kTwiceRootOfTwoOverPi * (x + 0.044715f * x * x * x)));
-  }
-};
-
 template <typename Activation>
 struct Gated {
   Activation activation;
@@ -394,31 +234,6 @@ void rms_norm_heads(cudaStream_t stream, const Tensor& x, int32_t num_heads, con
                    launch(rms_norm_heads_kernel<decltype(all)::value>, grid, kThreads, 0, stream,
                           view<float>(x), num_heads, head_dim, weight, eps);
                  });
-}
-
-void rope(cudaStream_t stream, const Tensor& x, int32_t num_heads, const int32_t* positions,
-          const RopeTable& table) {
-  const int32_t pairs = table.rotary_dim / 2;
-  if (empty(x) || pairs == 0) return;
-  launch(rope_kernel, grid_of(x.rows, int64_t{num_heads} * pairs), kThreads, 0, stream,
-         view<float>(x), num_heads, x.cols / num_heads, positions, table.cos, table.sin, pairs,
-         table.adjacent);
-}
-
-void store_kv(cudaStream_t stream, const KvLayer& kv, const Tensor& k, const Tensor& v,
-              const int32_t* slots) {
-  if (empty(k)) return;
-  const bool all = aligned(k) && aligned(v) && aligned(kv.k, kv.dtype) && aligned(kv.v, kv.dtype) &&
-                   kv.head_dim % kQuad == 0;
-  with_type(kv.dtype, [&](auto element) {
-    using E = decltype(element);
-    with_alignment(all, [&](auto whole) {
-      launch(store_kv_kernel<decltype(whole)::value, E>,
-             grid_of(k.rows, kv.num_heads * quads_of(kv.head_dim)), kThreads, 0, stream,
-             static_cast<E*>(kv.k), static_cast<E*>(kv.v), view<const float>(k),
-             view<const float>(v), slots, kv.num_heads, kv.block_size, kv.head_dim);
-    });
-  });
 }
 
 void add(cudaStream_t stream, const Tensor& x, const Tensor& h) {

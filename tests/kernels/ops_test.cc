@@ -53,6 +53,33 @@ TEST_P(OpsTest, MatmulMatchesNaive) {
   }
 }
 
+// A loader makes rows where the backend wants them, several times.
+TEST_P(OpsTest, RowsMadeWhereTheyArePackedFromAreTheSame) {
+  const auto backend = make(2);
+  for (const int64_t k : {8, 33, 129}) {
+    GuardedTensor rows(*backend, weight_type(), 37, k);
+    GuardedTensor x(*backend, activation(), 3, k);
+    rows.fill_random(1);
+    x.fill_random(2);
+    const Weight packed = pack(*backend, rows);
+    Weight w = backend->make_weight(weight_type(), 37, k);
+    for (int64_t first = 0; first < 37; first += 9) {
+      const Tensor some = rows.view().row_range(first, std::min<int64_t>(9, 37 - first));
+      const Tensor made = backend->rows_to_pack(some.dtype, some.rows, some.cols);
+      if (made.data == nullptr) return;
+      for (int64_t i = 0; i < some.rows; ++i) {
+        std::memcpy(made.at(i), some.at(i), static_cast<size_t>(k * element_size(some.dtype)));
+      }
+      backend->pack_rows(w, first, made);
+    }
+    GuardedTensor y(*backend, DType::kF32, 3, 37);
+    GuardedTensor expected(*backend, DType::kF32, 3, 37);
+    backend->matmul(y, x, w, nullptr);
+    backend->matmul(expected, x, packed, nullptr);
+    for (int64_t t = 0; t < 3; ++t) ASSERT_EQ(row_bytes(y, t), row_bytes(expected, t));
+  }
+}
+
 TEST_P(OpsTest, MatmulOfEmptyShapes) {
   const auto backend = make(2);
   GuardedTensor x(*backend, activation(), 5, 0);
@@ -185,6 +212,34 @@ TEST_P(OpsTest, GatedActivationMatchesNaive) {
   }
 }
 
+TEST_P(OpsTest, MatmulAndGatedActivationAtOnceAreBoth) {
+  const auto backend = make(2);
+  for (const auto function : kActivations) {
+    for (const int64_t rows : {1, 2, 3}) {
+      for (const auto& [width, k] : {std::pair{1, 8}, {33, 64}, {70, 1100}, {5, 7}}) {
+        for (const bool biased : {false, true}) {
+          const Readable<float> bias = random_vector(2 * width, 41);
+          GuardedTensor matrix(*backend, weight_type(), 2 * width, k);
+          matrix.fill_random(42);
+          const Weight w = pack(*backend, matrix);
+          GuardedTensor x(*backend, activation(), rows, k, 8, 8);
+          x.fill_random(43);
+          GuardedTensor sums(*backend, DType::kF32, rows, 2 * width);
+          GuardedTensor apart(*backend, activation(), rows, width);
+          GuardedTensor y(*backend, activation(), rows, width);
+          backend->matmul(sums, x, w, biased ? bias.data() : nullptr);
+          backend->gated_activation(apart, sums, function);
+          backend->matmul_gated(y, sums, x, w, biased ? bias.data() : nullptr, function);
+          for (int64_t t = 0; t < rows; ++t) {
+            ASSERT_EQ(row_bytes(y, t), row_bytes(apart, t))
+                << rows << " x " << width << " x " << k << ", row " << t;
+          }
+        }
+      }
+    }
+  }
+}
+
 // Values of the formula as its paper has it.
 TEST_P(OpsTest, GeluTanhOfKnownValues) {
   const auto backend = make(1);
@@ -284,6 +339,64 @@ TEST_P(OpsTest, RopeMatchesNaive) {
       const naive::Matrix expected = naive::rope(naive::read(x), heads, positions.data(), table);
       backend->rope(x, heads, positions.data(), table);
       expect_close(x, expected, kFp32Bound);
+    }
+  }
+}
+
+// The bits of both operations, whether rows come in fours or not.
+TEST_P(OpsTest, RopeAndStoreKvAtOnceAreBoth) {
+  const auto backend = make(2);
+  constexpr int32_t kKvHeads = 2, kBlocks = 3, kBlock = 5;
+  for (const bool adjacent : {false, true}) {
+    for (const auto& [q_heads, head_dim, rotary_dim, gap, guard] : {std::tuple{3, 64, 64, 4, 8},
+                                                                    {16, 128, 64, 4, 4},
+                                                                    {2, 64, 20, 0, 4},
+                                                                    {2, 32, 28, 4, 4},
+                                                                    {1, 33, 14, 3, 37},
+                                                                    {2, 16, 0, 4, 4}}) {
+      const Readable<float> cosines = random_vector(50 * rotary_dim / 2, 8);
+      const Readable<float> sines = random_vector(50 * rotary_dim / 2, 9);
+      RopeTable table;
+      table.cos = cosines.data();
+      table.sin = sines.data();
+      table.num_positions = 50;
+      table.rotary_dim = rotary_dim;
+      table.adjacent = adjacent;
+      const Readable<int32_t> positions = {3, 49, 0, 17};
+      const Readable<int32_t> slots = {13, 4, -1, 0};
+      const int64_t kv_cols = int64_t{kKvHeads} * head_dim;
+      const int64_t q_cols = int64_t{q_heads} * head_dim;
+      GuardedTensor x(*backend, DType::kF32, 4, q_cols + 2 * kv_cols, gap, guard);
+      GuardedTensor apart(*backend, DType::kF32, 4, q_cols + 2 * kv_cols, gap, guard);
+      x.fill_random(31);
+      apart.fill_random(31);
+      std::vector<std::unique_ptr<GuardedTensor>> caches;
+      KvLayer kv[2];
+      for (KvLayer& cache : kv) {
+        cache.dtype = activation();
+        cache.num_blocks = kBlocks;
+        cache.num_heads = kKvHeads;
+        cache.block_size = kBlock;
+        cache.head_dim = head_dim;
+        for (void** part : {&cache.k, &cache.v}) {
+          caches.push_back(std::make_unique<GuardedTensor>(
+              *backend, cache.dtype, kKvHeads * kBlocks * kBlock, head_dim, 0, guard));
+          *part = caches.back()->view().data;
+        }
+      }
+      backend->rope_store_kv(x, kv[0], positions.data(), table, slots.data());
+      backend->rope(apart.view().column_range(0, q_cols + kv_cols), q_heads + kKvHeads,
+                    positions.data(), table);
+      backend->store_kv(kv[1], apart.view().column_range(q_cols, kv_cols),
+                        apart.view().column_range(q_cols + kv_cols, kv_cols), slots.data());
+      const Tensor q = x.view().column_range(0, q_cols);
+      for (int64_t t = 0; t < 4; ++t) {
+        ASSERT_EQ(row_bytes(q, t), row_bytes(apart.view().column_range(0, q_cols), t)) << t;
+      }
+      for (int64_t row = 0; row < kKvHeads * kBlocks * kBlock; ++row) {
+        ASSERT_EQ(row_bytes(*caches[0], row), row_bytes(*caches[2], row)) << "keys " << row;
+        ASSERT_EQ(row_bytes(*caches[1], row), row_bytes(*caches[3], row)) << "values " << row;
+      }
     }
   }
 }

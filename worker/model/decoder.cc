@@ -104,7 +104,6 @@ void Decoder::attention_block(const LayerWeights& layer, const LayerOptions& opt
   const Tensor qkv = view(qkv_, DType::kF32, x.rows, q_cols + 2 * kv_cols);
   const Tensor q = qkv.column_range(0, q_cols);
   const Tensor k = qkv.column_range(q_cols, kv_cols);
-  const Tensor v = qkv.column_range(q_cols + kv_cols, kv_cols);
   const Tensor a = view(attended_, input_type(layer.attention_out), x.rows, q_cols);
   const Tensor branch = view(branch_, DType::kF32, x.rows, hidden_);
 
@@ -113,10 +112,7 @@ void Decoder::attention_block(const LayerWeights& layer, const LayerOptions& opt
     ops_.rms_norm_heads(q, q_heads, floats(layer.q_norm), eps_);
     ops_.rms_norm_heads(k, k_heads, floats(layer.k_norm), eps_);
   }
-  // Q and K lie beside each other, so one call rotates the heads of both.
-  ops_.rope(qkv.column_range(0, q_cols + kv_cols), q_heads + k_heads, batch.positions,
-            *options.rope);
-  ops_.store_kv(kv, k, v, batch.slots);
+  ops_.rope_store_kv(qkv, kv, batch.positions, *options.rope, batch.slots);
   ops_.attention(a, q, kv, batch, heads_, options.attention);
   ops_.matmul(branch, a, layer.attention_out, floats(layer.attention_out_bias));
   reduce_branch(branch, layer.post_attention_norm);
@@ -129,8 +125,7 @@ void Decoder::mlp_block(const LayerWeights& layer, const LayerWeights* next, Ten
   const Tensor gated = view(gated_, input_type(layer.down), x.rows, ffn_);
   const Tensor branch = view(branch_, DType::kF32, x.rows, hidden_);
 
-  ops_.matmul(gate_up, h, layer.gate_up, floats(layer.gate_up_bias));
-  ops_.gated_activation(gated, gate_up, activation_);
+  ops_.matmul_gated(gated, gate_up, h, layer.gate_up, floats(layer.gate_up_bias), activation_);
   ops_.matmul(branch, gated, layer.down, floats(layer.down_bias));
   reduce_branch(branch, layer.post_mlp_norm);
   if (next == nullptr) return ops_.add(x, branch);

@@ -113,6 +113,8 @@ inline unsigned __ballot_sync(unsigned, bool yes) {
   }
   return ballot;
 }
+inline int __any_sync(unsigned, bool yes) { return __ballot_sync(0, yes) != 0 ? 1 : 0; }
+inline void __syncwarp() { __ballot_sync(0, false); }
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 
 // Fibers take turns only where they wait.
