@@ -93,14 +93,10 @@ std::string LoadDisplay::who_lags() const {
   const std::string who = "; rank " + std::to_string(number) + " on " + rank.host;
   if (!rank.started) return who + " opens the checkpoint";
   switch (rank.progress.phase()) {
-    case LOAD_PHASE_ALLOCATING:
-      return who + " allocates its KV cache";
-    case LOAD_PHASE_WARMING_UP:
-      return who + " runs its largest steps";
-    case LOAD_PHASE_RECORDING:
-      return who + " records its steps of decode";
-    default:
-      break;
+    case LOAD_PHASE_ALLOCATING: return who + " allocates its KV cache";
+    case LOAD_PHASE_WARMING_UP: return who + " runs its largest steps";
+    case LOAD_PHASE_RECORDING: return who + " records its steps of decode";
+    default: break;
   }
   std::nth_element(shares.begin(), shares.begin() + static_cast<int64_t>(shares.size() / 2),
                    shares.end());

@@ -17,6 +17,7 @@
 #include "launch/speed_cache.h"
 #include "launch/text_table.h"
 #include "topology/measured_speeds.h"
+#include "topology/topology.h"
 #include "worker/facts.h"
 
 namespace trireme {

@@ -66,7 +66,7 @@ TEST(LoadDisplay, ReachesTheEndWhenAllAreReadyAndNotBefore) {
   EXPECT_TRUE(has(line, "loading  99 %")) << line;
   EXPECT_TRUE(has(line, "rank 2 on b allocates its KV cache")) << line;
   shown.update(2, 100 * kMiB, 100 * kMiB, LOAD_PHASE_WARMING_UP);
-  line = shown.at(seconds(3));
+  line = shown.at(seconds(4));
   EXPECT_TRUE(has(line, "rank 2 on b runs its largest steps")) << line;
   shown.display.ready(2);
   shown.lines.clear();

@@ -28,7 +28,7 @@ class PlainBackend final : public Backend {
     std::memcpy(host, device, bytes);
   }
   void synchronize() override {}
-  Team& team() override { return team_; }
+  Team& team() override { return two; }
   Weight make_weight(DType dtype, int64_t n, int64_t k) override {
     return {allocate(n * k * element_size(dtype)), dtype, n, k};
   }
@@ -56,11 +56,8 @@ class PlainBackend final : public Backend {
   void soft_cap(Tensor, float) override { std::abort(); }
   void gated_activation(Tensor, Tensor, Activation) override { std::abort(); }
   void gather_rows(Tensor, Tensor, const int32_t*) override { std::abort(); }
-
   int packs = 0;
-
- private:
-  Team team_{2};
+  Team two{2};
 };
 
 // Row-major values of a loaded fp32 weight or vector, for comparing.
@@ -379,9 +376,9 @@ std::vector<float> counted(int64_t count, int64_t offset) {
   return values;
 }
 
-// Query rows of 8 MiB, embedding of 12 MiB: several chunks each, un-permuted and as they are.
+// Query rows of 24 MiB, embedding of 36 MiB: several chunks each, un-permuted and as they are.
 TEST(LoadWeights, ReadsLargeTensorsInChunks) {
-  constexpr int64_t kHidden = 256, kHeadDim = 1024, kHeads = 8, kVocab = 12000;
+  constexpr int64_t kHidden = 256, kHeadDim = 1024, kHeads = 24, kVocab = 36000;
   const TemporaryFolder folder;
   GgufBuilder b;
   b.string("general.architecture", "llama").integer("llama.block_count", 1);
