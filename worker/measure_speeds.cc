@@ -7,8 +7,9 @@
 #include <chrono>
 #include <random>
 
-#include "kernels/backend.h"
 #include "kernels/base/error.h"
+#include "kernels/base/log.h"
+#include "topology/topology.h"
 
 namespace trireme {
 namespace {
@@ -25,8 +26,10 @@ constexpr double kThrottledSeconds = 0.25;  // of a rank with a quota: its perio
 constexpr double kSlowReduce = 0.05;        // larger messages are left out
 constexpr int kMostPasses = 32;
 constexpr int64_t kLeastBytes = int64_t{32} << 20, kMostBytes = int64_t{256} << 20;
-constexpr int32_t kMostRanks = 64;  // of a group
-constexpr int kTogether = 8;        // products of a GPU that are waited for at once
+constexpr int64_t kLeastGpuBytes = int64_t{4} << 20, kMostGpuBytes = int64_t{1} << 30;
+constexpr uint64_t kGpuCodeBytes = uint64_t{64} << 20;  // that the driver loads for first products
+constexpr int32_t kMostRanks = 64;                      // of a group
+constexpr int kTogether = 8;  // products of a GPU that are waited for at once
 
 template <typename Action>
 double seconds_of(const Action& action) {
@@ -121,10 +124,10 @@ double memory_bandwidth(Backend& backend, const Cancellation& cancellation, int6
 }
 
 // Of a GPU, whose caches hold some 100 MB: matrices grow until one takes long enough.
-SpeedReport gpu_speeds(Backend& backend, const Cancellation& cancellation, int64_t memory_bytes) {
+SpeedReport gpu_speeds(Backend& backend, const Cancellation& cancellation, uint64_t memory_bytes) {
   SpeedReport report;
-  const int64_t most = std::max(memory_bytes / 8, kLeastBytes);
-  for (int64_t bytes = int64_t{4} << 20; bytes <= std::min(most, int64_t{1} << 30); bytes *= 8) {
+  const int64_t most = gpu_matrix_bytes(memory_bytes, backend.device_memory());
+  for (int64_t bytes = kLeastGpuBytes; bytes <= most; bytes *= 8) {
     const double bandwidth = memory_bandwidth(backend, cancellation, bytes, false);
     report.set_memory_bandwidth_bytes_per_s(bandwidth);
     if (double(bytes) / bandwidth > kShort) break;
@@ -155,7 +158,12 @@ double matmul_flops(Backend& backend, const Cancellation& cancellation, bool thr
 int agree(Communicator& group, int number) {
   float value = static_cast<float>(number);
   group.broadcast({&value, DType::kF32, 1, 1}, 0);
-  return static_cast<int>(std::clamp(value, -1.0F, float(kMostPasses)));
+  if (!(value >= -1 && value <= kMostPasses)) {
+    throw Error(Code::kInvalidArgument,
+                "cannot measure all-reduces: the group's first rank asks for " +
+                    std::to_string(value) + " passes, the most are " + std::to_string(kMostPasses));
+  }
+  return static_cast<int>(value);
 }
 
 void check(const SpeedTask& task, int rank) {
@@ -173,6 +181,27 @@ void check(const SpeedTask& task, int rank) {
 }
 
 }  // namespace
+
+int64_t gpu_matrix_bytes(uint64_t memory_bytes, const std::optional<DeviceMemory>& memory) {
+  const int64_t wanted =
+      std::clamp(static_cast<int64_t>(memory_bytes / 8), kLeastBytes, kMostGpuBytes);
+  if (!memory) return wanted;
+  // A product's input and output are three quarters of its matrix at most.
+  const uint64_t room = (memory->free_bytes - std::min(memory->free_bytes, kGpuCodeBytes)) / 7 * 4;
+  if (room >= static_cast<uint64_t>(wanted)) return wanted;
+  const std::string found = format_bytes(memory->free_bytes) + " of its " +
+                            format_bytes(memory->total_bytes) + " are free";
+  if (room < static_cast<uint64_t>(kLeastGpuBytes)) {
+    throw Error(Code::kResourceExhausted,
+                "cannot measure the GPU: " + found + ", needed are " +
+                    format_bytes(kGpuCodeBytes + static_cast<uint64_t>(2 * kLeastGpuBytes)) +
+                    "; end the programs that hold the rest, or choose other GPUs by "
+                    "CUDA_VISIBLE_DEVICES");
+  }
+  log_warn("the GPU is measured with matrices of " + format_bytes(room) + " at most: " + found +
+           "; its caches may make it seem faster than it is");
+  return static_cast<int64_t>(room);
+}
 
 AllReduceRow measure_all_reduce(Communicator& tensors, Communicator& host, Backend& backend) {
   AllReduceRow row;
@@ -220,7 +249,7 @@ SpeedReport measure_speeds(const SpeedTask& task, int rank, Transport& host,
   if (task.device() == DEVICE_KIND_CUDA) options.device = "cuda";
   const std::unique_ptr<Backend> backend = make_backend(options);
   if (task.device() == DEVICE_KIND_CUDA) {
-    report = gpu_speeds(*backend, cancellation, static_cast<int64_t>(task.memory_bytes()));
+    report = gpu_speeds(*backend, cancellation, task.memory_bytes());
   } else {
     report.set_memory_bandwidth_bytes_per_s(
         memory_bandwidth(*backend, cancellation, matrix_bytes(task), task.throttled()));

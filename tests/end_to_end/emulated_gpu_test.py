@@ -123,6 +123,11 @@ class EmulatedGpus(unittest.TestCase):
                     return self.run_program(BUILD / "trireme_emulated", *flags, ranks=3, nccl=21300,
                                             libraries=f"{LIBRARIES}:{folder}")
 
+            # Not even its speed can be measured.
+            end = run(total - 48 * mib)
+            self.assertNotEqual(end.status, 0)
+            self.assertRegex(end.log, r"cannot measure the GPU: [\d.]+ MiB of its 8\.0 GiB are free, needed are 72\.0 MiB")
+
             # The load just fits, the cache does not.
             end = run(total - 200 * mib)
             self.assertNotEqual(end.status, 0)

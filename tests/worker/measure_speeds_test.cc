@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <chrono>
+#include <cmath>
 #include <functional>
 #include <thread>
 
@@ -82,6 +83,59 @@ TEST(MeasureSpeeds, AMemberThatIsSilent) {
   } catch (const Error& error) {
     EXPECT_EQ(error.code(), Code::kDeadlineExceeded);
   }
+}
+
+// Matrices of a GPU leave room for their products and for the code that the driver loads.
+TEST(MeasureSpeeds, AGpuThatOthersFill) {
+  constexpr uint64_t kMiB = uint64_t{1} << 20;
+  const auto bytes = [](uint64_t free) {
+    return gpu_matrix_bytes(80 * kGiB, DeviceMemory{free, 80 * kGiB});
+  };
+  EXPECT_EQ(bytes(79 * kGiB), int64_t{1} << 30);
+  EXPECT_EQ(gpu_matrix_bytes(8 * kGiB, std::nullopt), int64_t{1} << 30);
+  EXPECT_EQ(gpu_matrix_bytes(UINT64_MAX, DeviceMemory{79 * kGiB, 80 * kGiB}), int64_t{1} << 30);
+  EXPECT_EQ(gpu_matrix_bytes(0, DeviceMemory{79 * kGiB, 80 * kGiB}), int64_t{32} << 20);
+  for (uint64_t free = 72 * kMiB; free < 4 * kGiB; free += 10 * kMiB) {
+    const auto weight = static_cast<uint64_t>(bytes(free));
+    EXPECT_GE(weight, 4 * kMiB);
+    EXPECT_LE(weight / 4 * 7 + 64 * kMiB, free);
+  }
+  for (const uint64_t free : {uint64_t{0}, kMiB, 70 * kMiB}) {
+    try {
+      bytes(free);
+      ADD_FAILURE() << free;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), Code::kResourceExhausted);
+      EXPECT_NE(std::string(error.what()).find("of its 80.0 GiB are free"), std::string::npos);
+    }
+  }
+}
+
+// As a first rank could say it.
+TEST(MeasureSpeeds, AFirstRankThatCountsInNan) {
+  const auto hub = make_local_hub(2);
+  std::thread first([&] {
+    const auto channel = make_local_worker_channel(hub, 1);
+    const auto transport = make_local_transport(hub, 1, channel->cancellation());
+    const auto group = transport->make_group(std::vector<int>{1, 2}, 0);
+    float values[2048] = {};
+    group->all_reduce_sum({values, DType::kF32, 1, 2048});
+    group->all_reduce_sum({values, DType::kF32, 1, 2048});
+    float passes = NAN;
+    group->broadcast({&passes, DType::kF32, 1, 1}, 0);
+  });
+  const auto channel = make_local_worker_channel(hub, 2);
+  const auto transport = make_local_transport(hub, 2, channel->cancellation());
+  const auto group = transport->make_group(std::vector<int>{1, 2}, 0);
+  const auto backend = make_backend({});
+  channel->cancellation().set_deadline(std::chrono::steady_clock::now() + std::chrono::seconds(5));
+  try {
+    measure_all_reduce(*group, *group, *backend);
+    ADD_FAILURE() << "no error";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), Code::kInvalidArgument) << error.what();
+  }
+  first.join();
 }
 
 TEST(MeasureSpeeds, TasksThatCannotBe) {
