@@ -1,6 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/base/team.h"
 
+#include <algorithm>
+#include <string>
+#include <system_error>
+
+#include "kernels/base/error.h"
+
 namespace trireme {
 namespace {
 
@@ -21,12 +27,25 @@ void wait_while(const std::atomic<T>& value, T old) {
 }  // namespace
 
 Team::Team(int num_threads) {
-  for (int thread = 1; thread < num_threads; ++thread) {
-    helpers_.emplace_back([this, thread] { help(thread); });
+  try {
+    helpers_.reserve(static_cast<size_t>(std::max(num_threads - 1, 0)));
+    for (int thread = 1; thread < num_threads; ++thread) {
+      helpers_.emplace_back([this, thread] { help(thread); });
+    }
+  } catch (const std::system_error& error) {
+    const size_t started = helpers_.size() + 1;
+    end();
+    throw Error(Code::kResourceExhausted,
+                "cannot start " + std::to_string(num_threads) + " threads, only " +
+                    std::to_string(started) + ": " + error.code().message() +
+                    "; lower --threads, or raise the limits on processes and memory (ulimit -u, "
+                    "-v; the cgroup's pids.max)");
   }
 }
 
-Team::~Team() {
+Team::~Team() { end(); }
+
+void Team::end() {
   call_ = nullptr;
   round_.fetch_add(1, std::memory_order_release);
   round_.notify_all();

@@ -18,6 +18,7 @@ namespace trireme {
 // A caller and num_threads - 1 helpers. Used by one thread at a time, the owner of the backend.
 class Team {
  public:
+  // Throws kResourceExhausted.
   explicit Team(int num_threads);
   ~Team();
   Team(const Team&) = delete;
@@ -36,6 +37,7 @@ class Team {
   using Call = void (*)(const void* context, int thread);
   void run_erased(Call call, const void* context);
   void help(int thread);
+  void end();  // of all helpers
 
   Call call_ = nullptr;  // both published by round_
   const void* context_ = nullptr;

@@ -3,12 +3,16 @@
 #include "kernels/backend.h"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
 #include <cstdint>
+#include <cstdio>
+#include <cstdlib>
 #include <functional>
 
 #include "kernels/base/error.h"
 #include "kernels/cuda/cuda_device.h"
+#include "tests/support/sanitized.h"
 
 namespace trireme {
 namespace {
@@ -34,6 +38,28 @@ TEST(MakeBackendTest, AutoIsTheFastestPath) {
   ASSERT_FALSE(cpu_isas().empty());
   EXPECT_EQ(make_backend({"cpu", 2, "auto"})->name(), "cpu " + cpu_isas().back() + ", 2 threads");
   EXPECT_EQ(make_backend({"cpu", 1, "avx2"})->name(), "cpu avx2, 1 thread");
+}
+
+// Where the system has no room for their stacks, as under a limit on processes.
+TEST(MakeBackendTest, MoreThreadsThanTheSystemStarts) {
+  if (kSanitized) GTEST_SKIP() << "sanitizers need address space of their own";
+  EXPECT_EXIT(
+      {
+        long pages = 0;
+        std::FILE* const file = std::fopen("/proc/self/statm", "r");
+        if (file == nullptr || std::fscanf(file, "%ld", &pages) != 1) std::_Exit(2);
+        rlimit limit{};
+        limit.rlim_cur = limit.rlim_max = static_cast<rlim_t>(pages) * 4096 + (rlim_t{128} << 20);
+        setrlimit(RLIMIT_AS, &limit);
+        try {
+          make_backend({"cpu", 4096, "auto"});
+        } catch (const Error& error) {
+          std::fprintf(stderr, "%s\n", error.what());
+          std::_Exit(error.code() == Code::kResourceExhausted ? 0 : 1);
+        }
+        std::_Exit(3);
+      },
+      testing::ExitedWithCode(0), "cannot start 4096 threads, only [0-9]+: .*lower --threads");
 }
 
 TEST(MakeBackendTest, MemoryIsZeroedAlignedAndRefusedByTheByte) {
