@@ -73,7 +73,10 @@ struct Operation {
     char text[MPI_MAX_ERROR_STRING] = "";
     int length = 0;
     // Where MPI fails the peer, or the way to it, has gone; a wrong length is a bug.
-    error_code = code == MPI_SUCCESS ? Code::kInternal : Code::kUnavailable;
+    int error_class = MPI_SUCCESS;
+    if (code != MPI_SUCCESS) MPI_Error_class(code, &error_class);
+    const bool wrong_length = error_class == MPI_SUCCESS || error_class == MPI_ERR_TRUNCATE;
+    error_code = wrong_length ? Code::kInternal : Code::kUnavailable;
     if (code != MPI_SUCCESS) MPI_Error_string(code, text, &length);
     error = std::string("cannot ") + (receive ? "receive from" : "send to") + " rank " +
             std::to_string(peer) + " a message of " + std::to_string(bytes) + " bytes: " +
@@ -92,17 +95,19 @@ struct MpiGroup {
   std::vector<Operation> operations;
   bool kept = false;
 
-  // True when nothing is left to send.
-  bool push() {
+  // kStuck: MPI will never be done with a send.
+  enum class Sends { kDone, kUnderWay, kStuck };
+  Sends push() {
     const std::lock_guard lock(mutex);
-    if (kept) return true;
-    bool sent = true;
+    Sends all = Sends::kDone;
+    if (kept) return all;
     for (Operation& operation : operations) {
-      if (operation.receive || operation.pending == 0 || !operation.error.empty()) continue;
+      if (operation.receive || operation.pending == 0) continue;
       operation.advance();
-      sent = sent && operation.pending == 0;
+      if (operation.pending == 0) continue;
+      all = std::max(all, operation.error.empty() ? Sends::kUnderWay : Sends::kStuck);
     }
-    return sent;
+    return all;
   }
 };
 
@@ -146,7 +151,11 @@ class Pusher {
   void run() {
     std::unique_lock lock(mutex_);
     while (!stopping_) {
-      std::erase_if(groups_, [](const auto& group) { return group->push(); });
+      std::erase_if(groups_, [](const auto& group) {
+        const auto sends = group->push();
+        if (sends == MpiGroup::Sends::kStuck) keep_until_exit(group);
+        return sends != MpiGroup::Sends::kUnderWay;
+      });
       if (groups_.empty()) {
         wake_.wait(lock, [&] { return stopping_ || !groups_.empty(); });
       } else {
@@ -196,9 +205,13 @@ class MpiCommunicator final : public HostCommunicator {
         group_(std::move(group)) {
     group_->operations.resize(num_operations());
   }
-  // What is still to be sent goes on: the Pusher shares the group.
+  // What is still to be sent goes on, as the Pusher shares the group; but not what was cancelled,
+  // which a rank that is gone may never take.
   ~MpiCommunicator() override {
-    if (failed_) transport_.abandon(group_);
+    if (failed_ ||
+        (transport_.cancellation().cancelled() && group_->push() != MpiGroup::Sends::kDone)) {
+      transport_.abandon(group_);
+    }
   }
 
  private:
