@@ -105,10 +105,17 @@ FileDescriptor accept_connection(const FileDescriptor& listener) {
 }
 
 bool wait_ready(int fd, short events, TimePoint deadline) {
-  const auto left =
-      std::chrono::ceil<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now());
-  pollfd wait = {fd, events, 0};
-  return ::poll(&wait, 1, static_cast<int>(std::max<int64_t>(left.count(), 0))) == 1;
+  constexpr int64_t kMostMs = 60'000;  // poll() counts in int
+  for (;;) {
+    const auto left =
+        std::chrono::ceil<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now());
+    pollfd wait = {fd, events, 0};
+    const int ready =
+        ::poll(&wait, 1, static_cast<int>(std::clamp<int64_t>(left.count(), 0, kMostMs)));
+    if (ready > 0) return true;
+    if (ready < 0 && errno != EINTR) return false;
+    if (std::chrono::steady_clock::now() >= deadline) return false;
+  }
 }
 
 FileDescriptor connect_socket(const std::string& host, uint16_t port, TimePoint deadline) {
