@@ -32,6 +32,12 @@ int64_t read_number_file(const fs::path& path, int64_t absent) {
   return read_integer(read_small(path)).value_or(absent);
 }
 
+// Whether something there can be looked at: never an error.
+bool is_there(const fs::path& path) {
+  std::error_code error;
+  return fs::exists(path, error);
+}
+
 // Entries in a fixed order; none where the folder is absent.
 std::vector<fs::path> entries(const fs::path& folder) {
   constexpr size_t kMost = 16384;  // virtual functions come in hundreds a card
@@ -222,7 +228,7 @@ class SysfsProbe {
     nic.pci_id = chain.back();
     const int32_t pci = machine_.find_pci(nic.pci_id);
     if (pci >= 0) nic.numa = machine_.pci[static_cast<size_t>(pci)].numa;
-    if (fs::exists(device / "physfn")) nic.notes.emplace_back("a virtual function of a card");
+    if (is_there(device / "physfn")) nic.notes.emplace_back("a virtual function of a card");
   }
 
   void read_infiniband() {
@@ -277,7 +283,7 @@ class SysfsProbe {
       Nic nic;
       nic.name = path.filename();
       nic.link_layer = "Ethernet";
-      nic.is_virtual = !fs::exists(path / "device");
+      nic.is_virtual = !is_there(path / "device");
       if (!nic.is_virtual) set_place(path / "device", nic);
       // An RDMA card shows its port as both; a bond speaks for its members.
       const bool known = std::any_of(
@@ -290,7 +296,7 @@ class SysfsProbe {
       const std::string state = read_small(path / "operstate");
       if (state == "up") nic.state = Nic::State::kActive;
       if (state == "down" || state == "lowerlayerdown") nic.state = Nic::State::kDown;
-      if (fs::exists(path / "bonding")) {
+      if (is_there(path / "bonding")) {
         nic.notes.push_back("a bond of " + read_small(path / "bonding/slaves"));
       }
       machine_.nics.push_back(nic);
@@ -300,8 +306,8 @@ class SysfsProbe {
   // A NIC reads a GPU's memory by a module of its own, or by dma-buf of the open driver.
   void read_gdr() {
     if (machine_.gpus.empty()) return;
-    bool usable = fs::exists(root_ / "sys/module/nvidia_peermem") ||
-                  fs::exists(root_ / "sys/module/nv_peer_mem");
+    bool usable =
+        is_there(root_ / "sys/module/nvidia_peermem") || is_there(root_ / "sys/module/nv_peer_mem");
     const std::string driver = read_small(root_ / "proc/driver/nvidia/version");
     if (!usable && driver.find("Open Kernel Module") != driver.npos) usable = has_dma_buf();
     for (Gpu& gpu : machine_.gpus) {

@@ -116,6 +116,7 @@ std::vector<Machine> read_topograph(const YamlNode& root, const std::string& sou
 
 std::vector<std::string> expand_hosts(const std::string& text, size_t most) {
   const size_t open = text.find('['), close = text.find(']');
+  if (most == 0) return {};
   if (open == text.npos && close == text.npos) return {text};
   if (open == text.npos || close == text.npos || close < open || close + 1 != text.size())
     return {};

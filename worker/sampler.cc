@@ -49,7 +49,7 @@ void check_draw(const DrawSpec& spec, size_t rows) {
                spec.presence_penalty();
   for (const double bias : spec.biases()) sum += bias;
   if (!std::isfinite(sum) || spec.temperature() < 0 || spec.repetition_penalty() < 0 ||
-      !(spec.top_p() > 0) || !(spec.min_p() <= 1)) {
+      !(spec.top_p() > 0) || !(spec.min_p() <= 1) || spec.logprobs() < 0) {
     refuse_spec("a parameter of its draw is not finite, or out of its range");
   }
   if (spec.bias_ids_size() != spec.biases_size()) {

@@ -234,6 +234,21 @@ TEST(OddMachine, TwoHostsInOneFile) {
   EXPECT_EQ(machines[1].gpus.size(), 1u);
 }
 
+// One by one up to the most hosts, beyond which a list would have no bound.
+TEST(OddMachine, MoreHostsThanAFabricHas) {
+  std::string text = "blocks:\n- switch: s\n  nodes: [";
+  for (int i = 0; i <= 65536; ++i) text += "a" + std::to_string(i) + ", ";
+  text += "\"n[0-99999]\"]\n";
+  try {
+    read_machines(text, "f", "h");
+    ADD_FAILURE() << "was taken";
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find("\"a65536\" is no list such as node[1-18], or too"),
+              std::string::npos)
+        << error.what();
+  }
+}
+
 TEST(OddMachine, UnknownNumaWidthAndSpeed) {
   const Machine machine = read_machines(
       "<system version=\"1\"><cpu numaid=\"-1\"><pci busid=\"0000:01:00.0\" "

@@ -195,6 +195,22 @@ TEST_F(ProbeSysfs, EthernetAndVirtualNics) {
   EXPECT_EQ(topology.ranks(0).device().numa_node(), 0);
 }
 
+// What cannot be looked at is lost alone.
+TEST_F(ProbeSysfs, LinksThatLeadNowhere) {
+  put("sys/class/net/eth0/type", "1\n");
+  for (const char* link :
+       {"sys/class/net/eth0/device", "sys/class/net/eth0/bonding", "sys/module/nvidia_peermem",
+        "sys/devices/pci0000:00/0000:00:01.0/0000:01:00.0/0000:02:01.0/"
+        "0000:04:00.0/physfn"}) {
+    fs::create_directories((root_ / link).parent_path());
+    fs::create_symlink(root_ / link, root_ / link);  // to itself
+  }
+  const Machine machine = probe();
+  ASSERT_EQ(machine.nics.size(), 2u);
+  EXPECT_TRUE(machine.nics[1].is_virtual);
+  EXPECT_EQ(machine.gpus.size(), 2u);
+}
+
 // Whatever stands in the files.
 TEST_F(ProbeSysfs, Nonsense) {
   for (const char* text : {"", "\xFF\xFE", "-99999999999999999999", "nan", "0x7fffffffffffffff"}) {

@@ -324,6 +324,7 @@ TEST(Sampler, SpecsThatNoServiceSendsAreErrors) {
   refused([](DrawSpec& spec) { spec.set_repetition_penalty(-1); });
   refused([](DrawSpec& spec) { spec.set_frequency_penalty(double{kInf}); });
   refused([](DrawSpec& spec) { spec.set_presence_penalty(kNan); });
+  refused([](DrawSpec& spec) { spec.set_logprobs(-1); });
   refused([](DrawSpec& spec) { spec.add_bias_ids(1); });
   refused([](DrawSpec& spec) { spec.add_biases(1); });
   for (const int32_t id : {-1, 3}) {

@@ -104,6 +104,10 @@ void finish_spec(const ModelFamily& family, const std::string& source, ModelSpec
     fail(source, std::to_string(spec.num_heads()) + " attention heads cannot share " +
                      std::to_string(spec.num_kv_heads()) + " key/value heads; a divisor is needed");
   }
+  if (spec.head_dim() > kMaxHeadDim) {
+    fail(source, "a head has " + std::to_string(spec.head_dim()) + " channels; at most " +
+                     std::to_string(kMaxHeadDim) + " are possible");
+  }
   check_rope(source, spec.head_dim(), spec.rope());
   if (spec.has_local_rope()) {
     spec.mutable_local_rope()->set_pairing(family.pairing);
