@@ -8,16 +8,19 @@
 namespace trireme {
 namespace {
 
-// Adds to `out` every multiset of stages, by position in pool.types, that one island holds.
+// Adds to `out` every multiset of stages, by position in pool.types, that one island holds; once
+// there are more than `most`, no further ones.
 void partitions(const SearchProblem& problem, const Pool& pool, int32_t devices, size_t from,
-                Counts& current, std::set<Counts>& out) {
+                size_t most, Counts& current, std::set<Counts>& out) {
   out.insert(current);
+  if (out.size() > most) return;
   for (size_t at = from; at < pool.types.size(); ++at) {
     const int32_t tp = problem.types[static_cast<size_t>(pool.types[at])].tp;
     if (tp > devices) continue;
     ++current[at];
-    partitions(problem, pool, devices - tp, at, current, out);
+    partitions(problem, pool, devices - tp, at, most, current, out);
     --current[at];
+    if (out.size() > most) return;
   }
 }
 
@@ -30,7 +33,7 @@ std::optional<std::set<Counts>> pool_vectors(const SearchProblem& problem, const
     Counts current(pool.types.size(), 0);
     // An island of many devices has too many multisets to list: estimate by its single devices.
     if (size > 128) return std::nullopt;
-    partitions(problem, pool, size, 0, current, one);
+    partitions(problem, pool, size, 0, most, current, one);
     if (one.size() > most) return std::nullopt;
     for (int32_t n = 0; n < count; ++n) {
       std::set<Counts> sums;

@@ -33,7 +33,8 @@ Degrees choose_degrees(int32_t workers, const ModelSpec& model, const PlacementO
     degrees.pp = static_cast<int32_t>(
         std::clamp<int64_t>(workers / std::max<int64_t>(fixed, 1), 1, model.num_layers()));
   }
-  const int64_t needed = fixed * degrees.pp;
+  // Three flags' product may be more than an integer holds.
+  const auto needed = static_cast<int64_t>(std::min(9e18, static_cast<double>(fixed) * degrees.pp));
   if (needed > workers) {
     throw Error(Code::kInvalidArgument,
                 "cannot place the model: tp " + std::to_string(degrees.tp) + " x pp " +
@@ -235,7 +236,8 @@ void predict_bytes(const ModelSpec& model, Placement& placement) {
     const int32_t own = placement.replicas(replica).num_blocks();
     if (own == 0) continue;
     placement.mutable_replicas(replica)->clear_num_blocks();
-    lower_num_blocks(placement, replica, own);
+    // The others may have come to hold no more than this one.
+    if (own < placement.num_blocks()) lower_num_blocks(placement, replica, own);
   }
 }
 

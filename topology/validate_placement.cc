@@ -91,6 +91,13 @@ void check_placement(const Topology* topology, const ModelSpec& model, const Pla
   };
   positive("block_size", placement.block_size(), 1 << 12);
   positive("num_blocks", placement.num_blocks(), INT32_MAX / placement.block_size());
+  // Beyond, the bytes of a stage's KV cache are more than 64 bits count.
+  constexpr double kMostKvBytes = 1e18;
+  const double position = 2.0 * element_size(cache_dtype(placement)) * model.num_layers() *
+                          model.num_kv_heads() * model.head_dim();
+  positive("num_blocks", placement.num_blocks(),
+           static_cast<int32_t>(
+               std::min(kMostKvBytes / position / placement.block_size(), double(INT32_MAX))));
   positive("max_sequences", placement.max_sequences(), 1 << 16);
   positive("max_batch_tokens", placement.max_batch_tokens(), 1 << 20);
   positive("context", placement.context(), model.context_length());

@@ -81,6 +81,16 @@ TEST(Placement, MoreRanksThanTheJobHasIsRefused) {
   EXPECT_NE(message.find("needs 4 workers, the job has 2"), std::string::npos) << message;
 }
 
+// Their product is more than 64 bits hold.
+TEST(Placement, DegreesWithoutBoundAreRefused) {
+  for (const int32_t pp : {1, 2, 4, 1 << 10, INT32_MAX}) {
+    const std::string message = refusal([&] {
+      plan_placement(make_topology(2, 64 * kGiB), smollm2(), degrees(INT32_MAX, pp, INT32_MAX));
+    });
+    EXPECT_NE(message.find("workers, the job has 2"), std::string::npos) << message;
+  }
+}
+
 TEST(Placement, TooLittleMemoryNamesRankAndBytes) {
   const std::string message =
       refusal([] { plan_placement(make_topology(1, 4 * kGiB), chatglm3(), {}); });
@@ -142,6 +152,31 @@ TEST_P(BrokenPlacement, IsRefused) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Ways, BrokenPlacement, testing::Range(0, 14));
+
+// Bytes of a KV cache are counted in 64 bits.
+TEST(Placement, BlocksThatNobodyCanCountAreRefused) {
+  ModelSpec model = smollm2();
+  model.set_num_layers(4096);
+  model.set_num_heads(4096);
+  model.set_num_kv_heads(4096);
+  model.set_head_dim(1024);
+  model.set_hidden_size(1);
+  const Topology topology = make_topology(1, 64 * kGiB);
+  Placement placement;
+  PlacementOptions options;
+  set_limits(model, options, placement);
+  StageSpec& stage = *placement.add_replicas()->add_stages();
+  stage.mutable_layers()->set_end(4096);
+  stage.set_has_embedding(true);
+  stage.set_has_head(true);
+  *stage.add_shards() = make_shard(model, 0, 1);
+  stage.mutable_shards(0)->set_rank(1);
+  placement.set_num_blocks(1);
+  EXPECT_NO_THROW(validate_placement(topology, model, placement));
+  placement.set_num_blocks(1 << 26);
+  const std::string message = refusal([&] { validate_placement(topology, model, placement); });
+  EXPECT_NE(message.find("num_blocks is 67108864, needed is 1 to "), std::string::npos) << message;
+}
 
 TEST(DeviceMap, RoundTripsAndFillsRanges) {
   const Topology topology = make_topology(4, 64 * kGiB);
@@ -254,6 +289,12 @@ TEST(Placement, AReplicaMayHaveFewerBlocks) {
   predict_bytes(model, placement);
   EXPECT_EQ(placement.replicas(1).stages(0).shards(0).kv_bytes(), less);
   EXPECT_EQ(num_blocks_of(placement, 1), planned / 2);
+  // As a new plan of ranks beside it can make it.
+  Placement smaller = placement;
+  smaller.set_num_blocks(planned / 4);
+  predict_bytes(model, smaller);
+  EXPECT_EQ(num_blocks_of(smaller, 1), planned / 4);
+  EXPECT_LT(smaller.replicas(1).stages(0).shards(0).kv_bytes(), less);
   for (const int32_t wrong : {-1, planned + 1}) {
     placement.mutable_replicas(1)->set_num_blocks(wrong);
     EXPECT_THROW(validate_placement(topology, model, placement), Error) << wrong;

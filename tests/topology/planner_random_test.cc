@@ -15,6 +15,7 @@
 #include "tests/support/clusters.h"
 #include "tests/support/models.h"
 #include "topology/regions.h"
+#include "topology/search.h"
 #include "topology/shard.h"
 #include "topology/topology.h"
 
@@ -251,6 +252,20 @@ TEST(PlannerProperties, RegionsHideNoBetterPlan) {
     }
   }
   EXPECT_GE(divisions, 20);
+}
+
+// A rack as one island: nobody lists its millions of multisets to find that they are too many.
+TEST(CountVectors, OfALargeIslandAreNotListed) {
+  SearchProblem problem;
+  Pool& pool = problem.pools.emplace_back();
+  pool.islands = {{96, 1}};
+  for (int32_t tp = 1; tp <= 8; ++tp) {
+    pool.types.push_back(static_cast<int>(problem.types.size()));
+    problem.types.emplace_back().tp = tp;
+  }
+  const Stopwatch stopwatch(1);
+  EXPECT_FALSE(CountVectors::make(problem, 20'000));
+  EXPECT_FALSE(stopwatch.over()) << stopwatch.elapsed_s();
 }
 
 // With the worker's own bytes: every layer once (validate_placement), memory kept on every rank.
