@@ -223,6 +223,11 @@ int32_t heads_of_kv(const ModelSpec& model, const ShardSpec& shard) {
   return most;
 }
 
+bool on_gpus(const StageSpec& stage) {
+  return std::all_of(stage.shards().begin(), stage.shards().end(),
+                     [](const ShardSpec& shard) { return shard.device() == DEVICE_KIND_CUDA; });
+}
+
 StagingBytes group_staging(const ModelSpec& model, const ReplicaSpec& replica, int stage,
                            int tp_rank, const Placement& placement) {
   const StageSpec& own = replica.stages(stage);
@@ -253,10 +258,7 @@ StagingBytes group_staging(const ModelSpec& model, const ReplicaSpec& replica, i
           std::max(bytes.copy, row * static_cast<size_t>(length(own.shards(tp_rank).vocab())));
       if (tp_rank == 0) bytes.gathered = row * static_cast<size_t>(model.vocab_size());
     }
-    const bool all_gpus =
-        std::all_of(own.shards().begin(), own.shards().end(),
-                    [](const ShardSpec& shard) { return shard.device() == DEVICE_KIND_CUDA; });
-    if (all_gpus) bytes.peers = static_cast<size_t>(peer_memory_bytes(ranks));
+    if (on_gpus(own)) bytes.peers = static_cast<size_t>(peer_memory_bytes(ranks));
   }
   return bytes;
 }
@@ -276,9 +278,14 @@ StagingBytes edge_staging(const ModelSpec& model, const ReplicaSpec& replica, in
 
 uint64_t communication_bytes(const ModelSpec& model, const ReplicaSpec& replica, int stage,
                              int tp_rank, const Placement& placement) {
-  return group_staging(model, replica, stage, tp_rank, placement).total() +
-         edge_staging(model, replica, stage, tp_rank, placement, stage - 1).total() +
-         edge_staging(model, replica, stage, tp_rank, placement, stage + 1).total();
+  const StageSpec& own = replica.stages(stage);
+  const StagingBytes group = group_staging(model, replica, stage, tp_rank, placement);
+  if (own.shards(tp_rank).device() == DEVICE_KIND_CUDA) {
+    return on_gpus(own) ? group.gathered + group.peers : 0;
+  }
+  const StagingBytes before = edge_staging(model, replica, stage, tp_rank, placement, stage - 1);
+  const StagingBytes after = edge_staging(model, replica, stage, tp_rank, placement, stage + 1);
+  return group.incoming + group.outgoing + before.incoming + 2 * after.outbox;
 }
 
 }  // namespace trireme

@@ -70,17 +70,20 @@ uint64_t activation_bytes(const ModelSpec& model, const StageSpec& stage, const 
 int64_t cuda_scratch_bytes(const ModelSpec& model, const StageSpec& stage, const ShardSpec& shard,
                            const Placement& placement);
 
-// Staging of one rank's messages to and from a group, in the host's memory.
+// Whether all its ranks compute on GPUs, which then may exchange tensors without the host.
+bool on_gpus(const StageSpec& stage);
+
+// Staging of one rank's messages to and from a group, in the host's memory if nothing else is said.
 struct StagingBytes {
   size_t incoming = 0;
   size_t outgoing = 0;
   size_t outbox = 0;  // of each of two messages that may be on their way to the next stage
-  // Copies of tensors that lie on a device: of any one, of gathered logits.
+  // Of tensors that lie on a GPU: copies of any one; of gathered logits, which by NCCL are gathered
+  // in the GPU's memory.
   size_t copy = 0;
   size_t gathered = 0;
   // Of a GPU's memory, for the sums of a group whose ranks all have one.
   size_t peers = 0;
-  size_t total() const { return incoming + outgoing + 2 * outbox + copy + gathered + peers; }
 };
 // Of the stage's ranks.
 StagingBytes group_staging(const ModelSpec& model, const ReplicaSpec& replica, int stage,
@@ -89,7 +92,9 @@ StagingBytes group_staging(const ModelSpec& model, const ReplicaSpec& replica, i
 // has none.
 StagingBytes edge_staging(const ModelSpec& model, const ReplicaSpec& replica, int stage,
                           int tp_rank, const Placement& placement, int other);
-// All of that. A GPU's tensors are counted as if they went through the host's memory.
+// What of that lies in the memory that the rank computes in. Of a GPU's, what NCCL and sums among
+// GPUs take: less is allocated where a group has no NCCL or keeps none of its GPUs' memory, which
+// the ranks only find out when they meet.
 uint64_t communication_bytes(const ModelSpec& model, const ReplicaSpec& replica, int stage,
                              int tp_rank, const Placement& placement);
 

@@ -114,8 +114,10 @@ bool degree_allowed(const ModelSpec& model, const PlacementOptions& options,
   return (tp & (tp - 1)) == 0;
 }
 
-// Fills the bytes of a stage type as shard.h counts them: the most of any rank of the group.
-void fill_exact_bytes(const ModelSpec& model, const PlacementOptions& options, StageType& type) {
+// Fills the bytes of a stage type as shard.h counts them on devices of this kind: the most of any
+// rank of the group.
+void fill_exact_bytes(const ModelSpec& model, const PlacementOptions& options, DeviceKind kind,
+                      StageType& type) {
   Placement placement;
   placement.set_dtype(dtype_name(options.dtype));
   if (options.weight_dtypes) *placement.mutable_weight_dtypes() = *options.weight_dtypes;
@@ -124,17 +126,22 @@ void fill_exact_bytes(const ModelSpec& model, const PlacementOptions& options, S
   placement.set_max_sequences(options.max_sequences);
   placement.set_max_batch_tokens(options.max_batch_tokens);
   placement.set_context(options.context.value_or(model.context_length()));
-  StageSpec none, layer, embedding, head, both;
+  StageSpec layer, embedding, head, both, stack, last;
   layer.mutable_layers()->set_end(1);
+  stack.mutable_layers()->set_end(options.weight_dtypes ? model.num_layers() : 1);
+  last = stack;
+  last.set_has_head(true);
   embedding.set_has_embedding(true);
   head.set_has_head(true);
   both.set_has_embedding(true);
   both.set_has_head(true);
   for (int32_t rank = 0; rank < type.tp; ++rank) {
-    const ShardSpec shard = make_shard(model, rank, type.tp);
-    for (StageSpec* stage : {&none, &layer, &embedding, &head, &both}) {
+    ShardSpec shard = make_shard(model, rank, type.tp);
+    if (kind == DEVICE_KIND_CUDA) shard.set_device(kind);
+    for (StageSpec* stage : {&stack, &last}) {
       stage->clear_shards();
-      for (int32_t n = 0; n < type.tp; ++n) stage->add_shards();
+      for (int32_t n = 0; n < type.tp; ++n) stage->add_shards()->set_device(shard.device());
+      *stage->mutable_shards(rank) = shard;
     }
     const auto weights = [&](const StageSpec& stage) {
       return static_cast<double>(weight_bytes(model, stage, shard, placement));
@@ -147,18 +154,17 @@ void fill_exact_bytes(const ModelSpec& model, const PlacementOptions& options, S
       most(type.layer_bytes, weights(layer));
     }
     most(type.embedding_bytes, weights(embedding));
-    // The second of three stages of this degree: it stages messages both ways.
+    // The second of three stages of this degree: it stages messages both ways. Of any layers.
     const auto buffers_of = [&](const StageSpec& stage) {
       ReplicaSpec row;
-      *row.add_stages() = layer;
+      *row.add_stages() = stack;
       *row.add_stages() = stage;
-      *row.add_stages() = layer;
+      *row.add_stages() = stack;
       return static_cast<double>(activation_bytes(model, stage, shard, placement) +
                                  communication_bytes(model, row, 1, rank, placement));
     };
-    const double buffers = buffers_of(layer);
-    // With the head, its own buffers.
-    const double head_buffers = buffers_of(head) - buffers;
+    const double buffers = buffers_of(stack);
+    const double head_buffers = buffers_of(last) - buffers;
     most(type.head_bytes, weights(head) + head_buffers);
     most(type.head_and_embedding_bytes, weights(both) + head_buffers);
     most(type.fixed_bytes, buffers);
@@ -174,13 +180,14 @@ void fill_formula_bytes(const ModelCost& model, const StageCost& cost, StageType
 }
 
 StageType make_type(const ModelSpec& spec, const ModelCost& model, const PlacementOptions& options,
-                    const SearchProblem& problem, const StageCost& cost, double usable) {
+                    const SearchProblem& problem, const StageCost& cost, DeviceKind kind,
+                    double usable) {
   const CostAssumptions& assumptions = options.assumptions;
   StageType type;
   type.tp = cost.tp;
   type.usable_bytes = usable;
   if (assumptions.exact_bytes) {
-    fill_exact_bytes(spec, options, type);
+    fill_exact_bytes(spec, options, kind, type);
   } else {
     fill_formula_bytes(model, cost, type);
   }
@@ -300,6 +307,7 @@ PlannerInput make_problem(const Topology& topology, const LinkGraph& links, cons
   std::map<PoolKey, int> pools;
   std::vector<const AllReduceTable*> tables;
   std::vector<double> usable;
+  std::vector<DeviceKind> kinds;
   std::map<int32_t, ShardShare> shares;
   int own = 0;
   for (const Neighbours& near : neighbourhoods(topology, links)) {
@@ -316,6 +324,7 @@ PlannerInput make_problem(const Topology& topology, const LinkGraph& links, cons
         problem.pools.emplace_back();
         tables.push_back(near.table);
         usable.push_back(std::numeric_limits<double>::infinity());
+        kinds.push_back(topology.ranks(workers.front()).device().kind());
         input.pool_devices.push_back(device_cost(topology.ranks(workers.front()).device()));
       }
       const auto index = static_cast<size_t>(pool->second);
@@ -341,7 +350,8 @@ PlannerInput make_problem(const Topology& topology, const LinkGraph& links, cons
       if (!degree_allowed(model, options, tables[index], tp)) continue;
       if (!shares.count(tp)) shares[tp] = shard_share(model, tp);
       const StageCost cost{input.pool_devices[index], tp, shares[tp], tables[index]};
-      StageType type = make_type(model, input.model, options, problem, cost, usable[index]);
+      StageType type =
+          make_type(model, input.model, options, problem, cost, kinds[index], usable[index]);
       type.pool = static_cast<int>(index);
       pool.types.push_back(static_cast<int>(problem.types.size()));
       problem.types.push_back(std::move(type));

@@ -32,11 +32,6 @@ float embedding_scale(const ModelSpec& model, DType table) {
   return activation_dtype(table) == DType::kBF16 ? bf16_to_float(float_to_bf16(exact)) : exact;
 }
 
-bool on_gpus(const StageSpec& stage) {
-  return std::all_of(stage.shards().begin(), stage.shards().end(),
-                     [](const ShardSpec& shard) { return shard.device() == DEVICE_KIND_CUDA; });
-}
-
 // The bounds that a config is held to, so that no product of sizes overflows.
 void check_model(const ModelSpec& model) {
   struct Size {

@@ -151,12 +151,16 @@ void check_bytes(const Assign& assign, const Stage& stage, const Backend& backen
       gpu ? cuda_scratch_bytes(assign.model(), spec, shard, assign.placement()) : 0;
   check("activations", shard.activation_bytes() - static_cast<uint64_t>(scratch),
         stage.activation_bytes() - (gpu ? backend.workspace_bytes() : 0));
-  // Ranks that are threads and share a GPU do not sum in its memory.
-  const uint64_t peers = group_staging(assign.model(), assign.placement().replicas(0),
-                                       assign.stage(), assign.tp_rank(), assign.placement())
-                             .peers;
-  if (stage.communication_bytes() + peers == shard.communication_bytes()) return;
-  check("communication", shard.communication_bytes(), stage.communication_bytes());
+  // Without NCCL logits are gathered on the host, and ranks that are threads and share a GPU do not
+  // sum in its memory.
+  uint64_t communication = shard.communication_bytes();
+  if (gpu && on_gpus(spec)) {
+    const StagingBytes group = group_staging(assign.model(), assign.placement().replicas(0),
+                                             assign.stage(), assign.tp_rank(), assign.placement());
+    communication -= group.gathered;
+    if (stage.communication_bytes() == communication - group.peers) return;
+  }
+  check("communication", communication, stage.communication_bytes());
 }
 
 }  // namespace

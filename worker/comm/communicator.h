@@ -36,8 +36,8 @@ class Communicator {
   virtual void send(Tensor x, int to) = 0;
   virtual void recv(Tensor x, int from) = 0;
 
-  // Allocates what messages are staged in, and says what is held then; a transport that stages none
-  // does nothing. `outbox` is for messages to `to`.
+  // Allocates what messages are staged in, and says what is held then of the memory that tensors
+  // lie in; a transport that stages none does nothing. `outbox` is for messages to `to`.
   virtual uint64_t reserve(const StagingBytes& /*bytes*/, int /*to*/) { return 0; }
 
   // Until all that these queued on a device has been done; before the backend is waited for, which
