@@ -167,7 +167,7 @@ void place_cpu_ranks(Topology& topology, const Machine& machine) {
   }
 }
 
-// The rate that a node's NICs give one message; 0: not known.
+// The fastest of the node's NICs, which one message goes by; nullptr: it has none that is up.
 const NicInfo* best_nic(const NodeInfo& node) {
   const NicInfo* best = nullptr;
   for (const NicInfo& nic : node.nics()) {

@@ -16,13 +16,6 @@ constexpr int32_t kMostStages = 32;
 constexpr int32_t kFewStages = 8;
 constexpr double kFirstStep = 1.35;  // between the times that are looked at first
 
-int32_t memory_layers(const StageType& type, double kv_positions, double extra) {
-  const double room = type.usable_bytes - type.fixed_bytes - extra;
-  if (room <= 0) return 0;
-  return static_cast<int32_t>(
-      std::min(room / (type.layer_bytes + kv_positions * type.kv_token_bytes) * (1 + 1e-12), 1e6));
-}
-
 }  // namespace
 
 struct Pricing::Table {

@@ -11,13 +11,16 @@ namespace {
 
 constexpr double kRounding = 1 + 1e-12;
 
-// Layers that a stage's memory holds beside the bytes of what else it has.
+}  // namespace
+
 int32_t memory_layers(const StageType& type, double kv_positions, double extra_bytes) {
   const double room = type.usable_bytes - type.fixed_bytes - extra_bytes;
   if (room <= 0) return 0;
   const double layers = room / (type.layer_bytes + kv_positions * type.kv_token_bytes);
   return static_cast<int32_t>(std::min(layers * kRounding, 1e6));
 }
+
+namespace {
 
 // Stages of one type with the same duties.
 struct Group {

@@ -32,6 +32,9 @@ struct StageType {
   double head_and_embedding_bytes = 0;  // of a stage that has both: less than their sum if tied
 };
 
+// Layers that a stage's memory holds beside the bytes of what else it has.
+int32_t memory_layers(const StageType& type, double kv_positions, double extra_bytes);
+
 // Interchangeable islands: equal devices, links and table.
 struct Pool {
   std::vector<std::pair<int32_t, int32_t>> islands;  // (devices, how many), by devices

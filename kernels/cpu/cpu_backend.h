@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+// The backend of CPUs: operations on packed weights by a team of threads. What make_backend()
+// calls.
 #pragma once
 
 #include <memory>

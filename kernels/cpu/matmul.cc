@@ -10,8 +10,6 @@
 namespace trireme::cpu {
 namespace {
 
-// A thread copies a block of x to its scratch and uses it for all its panels: half of the 2 MiB
-// second-level cache of the processors we aim at.
 // Between rows of the block, so that the rows of one tile do not all fall into one cache set.
 constexpr int64_t kRowGap = kPanelDepth;
 // Parts per thread for up to kFewRows rows: a thread that the machine disturbs then takes fewer.

@@ -37,8 +37,6 @@ void panel_avx512_bf16(const PanelArgs& args);
 // The same on tiles of 16 x 16 (TDPBF16PS).
 void panel_amx(const PanelArgs& args);
 
-// Bytes of scratch that each thread needs, whatever the shape.
-
 // Shapes and types are checked by the caller; scratch holds matmul_scratch_bytes() per thread.
 void matmul(Isa isa, Team& team, const Workspace& scratch, const Tensor& y, const Tensor& x,
             const Weight& w, const float* bias);

@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <type_traits>
 
 #include "kernels/cuda/elements.cuh"
 #include "kernels/cuda/kernels.h"
@@ -202,20 +203,14 @@ __device__ int32_t compact(const double* values, int32_t count, const List& to,
   });
 }
 
-// In the order of numbers; both zeros are one.
-__device__ uint64_t key_of(double value) {
-  value += 0.0;
-  uint64_t bits;
+// An integer in the order of numbers; both zeros are one.
+template <typename Float>
+__device__ auto key_of(Float value) {
+  using Key = std::conditional_t<sizeof(Float) == sizeof(uint64_t), uint64_t, uint32_t>;
+  value += Float{0};
+  Key bits;
   __builtin_memcpy(&bits, &value, sizeof(bits));
-  constexpr uint64_t kSign = uint64_t{1} << 63;
-  return (bits & kSign) != 0 ? ~bits : bits | kSign;
-}
-
-__device__ uint32_t key_of(float value) {
-  value += 0.0f;
-  uint32_t bits;
-  __builtin_memcpy(&bits, &value, sizeof(bits));
-  constexpr uint32_t kSign = uint32_t{1} << 31;
+  constexpr Key kSign = Key{1} << (8 * sizeof(Key) - 1);
   return (bits & kSign) != 0 ? ~bits : bits | kSign;
 }
 
