@@ -93,7 +93,7 @@ void check_placement(const Topology* topology, const ModelSpec& model, const Pla
   positive("num_blocks", placement.num_blocks(), INT32_MAX / placement.block_size());
   // Beyond, the bytes of a stage's KV cache are more than 64 bits count.
   constexpr double kMostKvBytes = 1e18;
-  const double position = 2.0 * element_size(cache_dtype(placement)) * model.num_layers() *
+  const double position = 2.0 * double(element_size(cache_dtype(placement))) * model.num_layers() *
                           model.num_kv_heads() * model.head_dim();
   positive("num_blocks", placement.num_blocks(),
            static_cast<int32_t>(
