@@ -91,24 +91,20 @@ struct Job::State {
 
 namespace {
 
-std::set<int> ranks_of(const ReplicaSpec& replica) {
-  std::set<int> ranks;
-  for (const StageSpec& stage : replica.stages()) {
-    for (const ShardSpec& shard : stage.shards()) ranks.insert(shard.rank());
-  }
-  return ranks;
+std::set<int> company_of(const ReplicaSpec& replica) {
+  const std::vector<int> ranks = ranks_of(replica);
+  return {ranks.begin(), ranks.end()};
 }
 
 // Ranks of the placement that can exchange tensors by NCCL: on GPUs, with the library of the first
 // of them.
 std::set<int> nccl_ranks(const Topology& topology, const Placement& placement) {
   std::set<int> placed;
-  for (const ReplicaSpec& replica : placement.replicas()) placed.merge(ranks_of(replica));
+  for (const ReplicaSpec& replica : placement.replicas()) placed.merge(company_of(replica));
   std::set<int> able;
   int version = 0;
   for (const RankInfo& rank : topology.ranks()) {
-    const bool has_it = rank.device().kind() == DEVICE_KIND_CUDA && rank.nccl_version() > 0;
-    if (!has_it || !placed.contains(rank.rank())) continue;
+    if (!has_nccl(rank) || !placed.contains(rank.rank())) continue;
     if (version == 0) version = rank.nccl_version();
     if (rank.nccl_version() == version) {
       able.insert(rank.rank());
@@ -165,7 +161,7 @@ Job::~Job() {
 void Job::State::choose_nccl_ways(const std::set<int>& by_nccl) {
   const Topology& topology = workers->topology();
   for (const ReplicaSpec& replica : placement.replicas()) {
-    std::set<int> company = ranks_of(replica);
+    std::set<int> company = company_of(replica);
     std::erase_if(company, [&](int rank) { return !by_nccl.contains(rank); });
     if (company.size() < 2) continue;
     for (const int rank : company) {
@@ -196,7 +192,7 @@ void Job::State::settle_blocks(const KvAgreement::Decision& decision) {
 // To ranks of the same replica only; whoever asks for more is not one of ours.
 void Job::State::relay(int from, const GroupKey& key) {
   for (const ReplicaSpec& replica : placement.replicas()) {
-    const std::set<int> company = ranks_of(replica);
+    const std::set<int> company = company_of(replica);
     if (company.contains(from)) return relay_key(workers->channel(), from, key, company);
   }
   relay_key(workers->channel(), from, key, {});

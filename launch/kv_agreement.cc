@@ -14,10 +14,7 @@ namespace trireme {
 // Fills `ranks` with all of the replica.
 int KvAgreement::replica_of(int rank, std::vector<int>& ranks) const {
   for (int replica = 0; replica < placement_.replicas_size(); ++replica) {
-    ranks.clear();
-    for (const StageSpec& stage : placement_.replicas(replica).stages()) {
-      for (const ShardSpec& shard : stage.shards()) ranks.push_back(shard.rank());
-    }
+    ranks = ranks_of(placement_.replicas(replica));
     if (std::find(ranks.begin(), ranks.end(), rank) != ranks.end()) return replica;
   }
   throw Error(Code::kInvalidArgument, "cannot load: rank " + std::to_string(rank) +

@@ -38,10 +38,6 @@ bool is_throttled(const DeviceInfo& device) {
   return device.cpu_quota() > 0 && device.cpu_quota() < device.threads();
 }
 
-bool has_nccl(const RankInfo& rank) {
-  return rank.device().kind() == DEVICE_KIND_CUDA && rank.nccl_version() > 0;
-}
-
 class Measurement {
  public:
   Measurement(Channel& channel, const SpeedOptions& options, const Topology& topology)

@@ -283,6 +283,10 @@ std::string line_of(const NcclSettings& settings) {
 
 }  // namespace
 
+bool has_nccl(const RankInfo& rank) {
+  return rank.device().kind() == DEVICE_KIND_CUDA && rank.nccl_version() > 0;
+}
+
 NcclSettings choose_nccl_settings(const Topology& topology, const std::set<int>& ranks, int rank,
                                   const NcclVariables& environment) {
   NcclSettings settings;

@@ -31,6 +31,9 @@ struct NcclSettings {
   std::vector<NcclVariable> by_user;  // that are, and stay
 };
 
+// Whether the rank computes on a GPU and has found the library.
+bool has_nccl(const RankInfo& rank);
+
 using NcclVariables = google::protobuf::Map<std::string, std::string>;
 
 // For `rank`, one of the `ranks` that exchange tensors by NCCL. Equal on all ranks of a host, whose

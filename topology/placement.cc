@@ -241,6 +241,14 @@ void predict_bytes(const ModelSpec& model, Placement& placement) {
   }
 }
 
+std::vector<int> ranks_of(const ReplicaSpec& replica) {
+  std::vector<int> ranks;
+  for (const StageSpec& stage : replica.stages()) {
+    for (const ShardSpec& shard : stage.shards()) ranks.push_back(shard.rank());
+  }
+  return ranks;
+}
+
 int32_t num_blocks_of(const Placement& placement, int replica) {
   const int32_t own = placement.replicas(replica).num_blocks();
   return own > 0 ? own : placement.num_blocks();

@@ -69,6 +69,9 @@ void validate_placement(const ModelSpec& model, const Placement& placement);
 // with the num_blocks that it has room for.
 void check_memory(const Topology& topology, const Placement& placement);
 
+// All ranks of a replica: by stage, and in a stage by tp_rank.
+std::vector<int> ranks_of(const ReplicaSpec& replica);
+
 // KV blocks of a replica.
 int32_t num_blocks_of(const Placement& placement, int replica);
 

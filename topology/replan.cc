@@ -39,18 +39,12 @@ Topology part_of(const Topology& topology, const std::set<int32_t>& ranks) {
 }
 
 bool uses(const ReplicaSpec& replica, const std::set<int32_t>& ranks) {
-  for (const StageSpec& stage : replica.stages()) {
-    for (const ShardSpec& shard : stage.shards()) {
-      if (ranks.count(shard.rank())) return true;
-    }
-  }
-  return false;
+  const std::vector<int> own = ranks_of(replica);
+  return std::any_of(own.begin(), own.end(), [&](int rank) { return ranks.contains(rank); });
 }
 
 void take_ranks(const ReplicaSpec& replica, std::set<int32_t>& ranks) {
-  for (const StageSpec& stage : replica.stages()) {
-    for (const ShardSpec& shard : stage.shards()) ranks.erase(shard.rank());
-  }
+  for (const int rank : ranks_of(replica)) ranks.erase(rank);
 }
 
 }  // namespace
@@ -60,10 +54,8 @@ Placement replan_placement(const Topology& topology, const ModelSpec& model,
   std::set<int32_t> there, lost;
   for (const RankInfo& rank : topology.ranks()) there.insert(rank.rank());
   for (const ReplicaSpec& replica : old.replicas()) {
-    for (const StageSpec& stage : replica.stages()) {
-      for (const ShardSpec& shard : stage.shards()) {
-        if (!there.count(shard.rank())) lost.insert(shard.rank());
-      }
+    for (const int rank : ranks_of(replica)) {
+      if (!there.contains(rank)) lost.insert(rank);
     }
   }
   Placement placement = old;
