@@ -7,25 +7,14 @@
 #include "coordinator/engine.h"
 #include "kernels/base/check.h"
 #include "kernels/base/log.h"
+#include "topology/placement.h"
 
 namespace trireme {
 namespace {
 
 constexpr int kMaxEventsPerTurn = 1024;  // requests and deadlines have their turn too
-constexpr size_t kMaxReasonBytes = 1000;
-// A rank that has lost a peer may be heard before that peer's end is.
-constexpr std::chrono::milliseconds kExplainTime{150};
 constexpr std::chrono::milliseconds kJudgeInterval{150};
 constexpr std::chrono::milliseconds kTellInterval{500};
-
-// A peer's text, fit for one line of the log and for a status.
-std::string printable(const std::string& text) {
-  std::string line = text.substr(0, kMaxReasonBytes);
-  for (char& c : line) {
-    if (c < 0x20 || c == 0x7f) c = '?';
-  }
-  return line;
-}
 
 }  // namespace
 
@@ -35,18 +24,18 @@ void Engine::name_ranks(const Topology& topology, const Placement& placement) {
   }
   for (Replica& replica : replicas_) {
     const ReplicaSpec& spec = placement.replicas(replica.index);
+    replica.ranks = ranks_of(spec);
+    for (const int number : replica.ranks) {
+      const auto rank = ranks_.find(number);
+      CHECK(rank != ranks_.end() && rank->second.replica == nullptr,
+            "rank " + std::to_string(number) +
+                " of the placement is not in the topology, or is placed twice");
+      rank->second.replica = &replica;
+    }
     for (const StageSpec& stage : spec.stages()) {
       CHECK(stage.shards_size() > 0, "a stage without ranks");
-      for (const ShardSpec& shard : stage.shards()) {
-        const auto rank = ranks_.find(shard.rank());
-        CHECK(rank != ranks_.end() && rank->second.replica == nullptr,
-              "rank " + std::to_string(shard.rank()) +
-                  " of the placement is not in the topology, or is placed twice");
-        rank->second.replica = &replica;
-        replica.ranks.push_back(shard.rank());
-      }
+      replica.reporter = stage.shards(0).rank();  // the last one's stays
     }
-    replica.reporter = spec.stages(spec.stages_size() - 1).shards(0).rank();
   }
 }
 
@@ -102,7 +91,7 @@ void Engine::take_event(const ChannelEvent& event, Rank& rank, Clock::time_point
   } else if (event.kind == ChannelEvent::Kind::kClosed) {
     rank.dead = true;
     if (rank.failed) return;
-    Loss loss{Code::kUnavailable, rank.name + " is lost: " + printable(event.reason)};
+    Loss loss{Code::kUnavailable, rank.name + " is lost: " + line_of_rank(event.reason)};
     note_loss(event.rank, rank, std::move(loss), now);
   }
 }
@@ -118,7 +107,7 @@ void Engine::take_message(int rank_number, const FromWorker& message, Rank& rank
       rank.failed = true;
       const Failed& failed = message.failed();
       const auto code = static_cast<Code>(failed.code());
-      Loss loss{Code::kUnavailable, rank.name + " failed: " + printable(failed.message())};
+      Loss loss{Code::kUnavailable, rank.name + " failed: " + line_of_rank(failed.message())};
       loss.consequence = code == Code::kCancelled || code == Code::kUnavailable;
       loss.blamed.assign(failed.waiting_for().begin(), failed.waiting_for().end());
       note_loss(rank_number, rank, std::move(loss), now);

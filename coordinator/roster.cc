@@ -5,6 +5,7 @@
 #include <map>
 
 #include "kernels/base/log.h"
+#include "kernels/base/printable.h"
 
 namespace trireme {
 namespace {
@@ -45,6 +46,11 @@ void describe(const RankRecord& rank, const Verdict& verdict, Clock::time_point 
 }
 
 }  // namespace
+
+std::string line_of_rank(std::string_view text) {
+  constexpr size_t kMostBytes = 1000;
+  return printable(text.substr(0, kMostBytes));
+}
 
 Roster::Roster(const Topology& topology, const Placement& placement, bool log) : log_(log) {
   for (const RankInfo& info : topology.ranks()) {

@@ -3,8 +3,10 @@
 // thread that polls the channel; read by any.
 #pragma once
 
+#include <chrono>
 #include <mutex>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "coordinator/rank_health.h"
@@ -13,6 +15,12 @@
 #include "worker/comm/channel.h"
 
 namespace trireme {
+
+// A rank that has lost a peer may be heard before that peer's end is: so long its report waits.
+inline constexpr std::chrono::milliseconds kExplainTime{150};
+
+// What a rank says, fit for one line of the log and for a status.
+std::string line_of_rank(std::string_view text);
 
 class Roster {
  public:

@@ -7,6 +7,7 @@
 
 #include "kernels/base/log.h"
 #include "kernels/base/printable.h"
+#include "topology/placement.h"
 #include "topology/topology.h"
 
 namespace trireme {
@@ -17,9 +18,7 @@ using Clock = std::chrono::steady_clock;
 std::vector<RankInfo> loading_ranks(const Topology& topology, const Placement& placement) {
   std::set<int> placed;
   for (const ReplicaSpec& replica : placement.replicas()) {
-    for (const StageSpec& stage : replica.stages()) {
-      for (const ShardSpec& shard : stage.shards()) placed.insert(shard.rank());
-    }
+    for (const int rank : ranks_of(replica)) placed.insert(rank);
   }
   std::vector<RankInfo> ranks;
   for (const RankInfo& rank : topology.ranks()) {
@@ -27,9 +26,6 @@ std::vector<RankInfo> loading_ranks(const Topology& topology, const Placement& p
   }
   return ranks;
 }
-
-// A rank that has lost a peer may be heard before that peer's end is.
-constexpr std::chrono::milliseconds kExplainTime{150};
 
 void print(const std::string& text) { std::fputs(text.c_str(), stderr); }
 
@@ -76,7 +72,7 @@ void Loading::handle(const ChannelEvent& event) {
   if (message.has_failed()) {
     const Failed& failed = message.failed();
     const auto code = static_cast<Code>(failed.code());
-    const std::string why = " failed: " + failed.message();
+    const std::string why = " failed: " + line_of_rank(failed.message());
     if (code != Code::kUnavailable && code != Code::kCancelled) fail(event.rank, code, why);
     const int blamed = failed.waiting_for_size() > 0 ? failed.waiting_for(0) : 0;
     if (!doubt_) doubt_ = {event.rank, blamed, why, Clock::now()};

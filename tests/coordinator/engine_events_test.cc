@@ -21,7 +21,7 @@ TEST_F(EngineTest, ALostRankEndsItsReplicaAndTheOtherGoesOn) {
   channel_.report(2, ChannelEvent::Kind::kClosed, "connection\nreset");
   turn();
   EXPECT_EQ(here->end, "UNAVAILABLE");
-  EXPECT_NE(here->error.find("rank 2 (host b, stage 1) is lost: connection?reset"),
+  EXPECT_NE(here->error.find("rank 2 (host b, stage 1) is lost: connection reset"),
             std::string::npos)
       << here->error;
   EXPECT_EQ(abandoned(), std::vector<int>{1});
@@ -47,13 +47,14 @@ TEST_F(EngineTest, TheFirstOfManyReportsIsTheCause) {
   auto sink = submit("r");
   turn();
   answer_all(7);
-  channel_.report_failed(1, Code::kResourceExhausted, "out of memory");
+  channel_.report_failed(1, Code::kResourceExhausted, "out of memory: 3 µs\x1b[2J\xff");
   channel_.report(1, ChannelEvent::Kind::kClosed, "its connection ended");
   channel_.report(2, ChannelEvent::Kind::kClosed, "its connection ended");
   turn();
-  EXPECT_NE(sink->error.find("rank 1 (host a, stage 0) failed: out of memory"), std::string::npos)
-      << sink->error;
-  EXPECT_EQ(engine_->lost_reason(), "rank 1 (host a, stage 0) failed: out of memory");
+  // What it says is made fit for a line, and no more of it is lost than must be.
+  const std::string said = "rank 1 (host a, stage 0) failed: out of memory: 3 µs?[2J?";
+  EXPECT_NE(sink->error.find(said), std::string::npos) << sink->error;
+  EXPECT_EQ(engine_->lost_reason(), said);
 }
 
 TEST_F(EngineTest, ADeathIsTheCauseOfAPeersReportInTheSameTurn) {

@@ -63,5 +63,20 @@ TEST(Loading, ARankThatDoesNotBeginIsNamed) {
   EXPECT_EQ(refusal(loading), "");
 }
 
+// A rank's words go to the log and into the status file too, not only into an Error.
+TEST(Loading, WhatAFailedRankSaysCommandsNoTerminal) {
+  const Job job;
+  Roster roster(job.topology, job.placement, false);
+  Loading loading(job.topology, job.placement, false, roster, milliseconds(60000));
+  ChannelEvent failed = event_of(2);
+  failed.message.mutable_failed()->set_code(static_cast<int>(Code::kResourceExhausted));
+  failed.message.mutable_failed()->set_message("no memory\n\x1b[2J" + std::string(5000, 'x'));
+  EXPECT_THROW(loading.handle(failed), Error);
+  const std::string line = roster.first_failure();
+  EXPECT_NE(line.find("rank 2 (host h2, stage 1) failed: no memory ?[2Jxx"), std::string::npos)
+      << line;
+  EXPECT_LT(line.size(), 1500u);
+}
+
 }  // namespace
 }  // namespace trireme
