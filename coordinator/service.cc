@@ -65,6 +65,10 @@ std::string caller_of(const grpc::CallbackServerContext& context) {
   return identity;
 }
 
+[[noreturn]] void refuse_unplaced() {
+  throw Error(Code::kFailedPrecondition, "still starting: the model is not placed yet; try again");
+}
+
 // What the answers to one request share. Engine's thread only.
 struct Replies {
   std::shared_ptr<ReplyStream> stream;
@@ -153,8 +157,7 @@ class Service::ClusterApi final : public v1::Cluster::CallbackService {
                                         const v1::GetTopologyRequest*, Topology* reply) override {
     return answer(context, [&] {
       service_.require_token(*context);
-      service_.require_placed();
-      *reply = *service_.topology_;
+      *reply = *service_.topology();
     });
   }
 
@@ -163,8 +166,7 @@ class Service::ClusterApi final : public v1::Cluster::CallbackService {
                                          Placement* reply) override {
     return answer(context, [&] {
       service_.require_token(*context);
-      service_.require_placed();
-      *reply = *service_.placement_;
+      *reply = *service_.placement();
     });
   }
 
@@ -223,10 +225,12 @@ void Service::set_drain_listener(std::function<void()> listener) {
 // ---- the server's life ----
 
 void Service::announce(const Topology& topology, const Placement& placement, const Engine& engine) {
+  auto machines = std::make_shared<const Topology>(topology);
+  auto places = std::make_shared<const Placement>(placement);
   {
     const std::lock_guard lock(mutex_);
-    topology_ = topology;
-    placement_ = placement;
+    topology_ = std::move(machines);
+    placement_ = std::move(places);
     engine_ = &engine;
   }
   refresh_health();
@@ -274,10 +278,17 @@ const Service::Serving& Service::serving() const {
   return *serving_;
 }
 
-void Service::require_placed() const {
+// Whoever reads one keeps it, also where announce() sets another meanwhile.
+std::shared_ptr<const Topology> Service::topology() const {
   const std::lock_guard lock(mutex_);
-  if (placement_) return;
-  throw Error(Code::kFailedPrecondition, "still starting: the model is not placed yet; try again");
+  if (!topology_) refuse_unplaced();
+  return topology_;
+}
+
+std::shared_ptr<const Placement> Service::placement() const {
+  const std::lock_guard lock(mutex_);
+  if (!placement_) refuse_unplaced();
+  return placement_;
 }
 
 // ---- health ----

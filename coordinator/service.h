@@ -36,8 +36,8 @@ class Service {
   // A client with the token asked for the end. Set before the server starts; called by any thread.
   void set_drain_listener(std::function<void()> listener);
 
-  // The placement is known; the weights are not loaded yet.
-  // The engine, not started yet, tells how the ranks are. It must outlive the server.
+  // The placement is known; the engine tells how the ranks are, and must outlive the server. Once
+  // before the load, and once more where that has left fewer KV blocks than were planned.
   void announce(const Topology& topology, const Placement& placement, const Engine& engine);
   // Takes requests from now on. Model and engine must outlive the server.
   void start_serving(const ServedModel& model, Engine& engine);
@@ -62,8 +62,9 @@ class Service {
     std::string caller;
   };
 
-  const Serving& serving() const;  // throws kFailedPrecondition while loading
-  void require_placed() const;     // the same, before announce()
+  const Serving& serving() const;                    // throws kFailedPrecondition while loading
+  std::shared_ptr<const Topology> topology() const;  // the same, before announce()
+  std::shared_ptr<const Placement> placement() const;
   v1::ClusterHealth health() const;
   void require_token(const grpc::CallbackServerContext& context) const;
   bool has_token(const grpc::CallbackServerContext& context) const;
@@ -88,9 +89,9 @@ class Service {
   OpenStreams open_;
 
   mutable std::mutex mutex_;
-  // Guarded by mutex_. topology_, placement_ and serving_ never change once they are set.
-  std::optional<Topology> topology_;
-  std::optional<Placement> placement_;
+  // Guarded by mutex_; serving_ never changes once it is set, so it is used without.
+  std::shared_ptr<const Topology> topology_;
+  std::shared_ptr<const Placement> placement_;
   const Engine* engine_ = nullptr;  // set with them
   std::optional<Serving> serving_;
   bool draining_ = false;

@@ -425,51 +425,6 @@ TEST(Service, WhileItLoads) {
   EXPECT_TRUE(generate(*harness.stub_, ids_request({1}, 3)).status.ok());
 }
 
-TEST(Service, ClusterTellsWhatIsThere) {
-  Harness harness;
-  Topology topology;
-  grpc::ClientContext first;
-  ASSERT_TRUE(harness.cluster_->GetTopology(&first, {}, &topology).ok());
-  EXPECT_EQ(topology.ranks_size(), 2);
-  ASSERT_TRUE(generate(*harness.stub_, ids_request({1, 2}, 3)).status.ok());
-  ASSERT_TRUE(harness.idle());
-  v1::Load load;
-  grpc::ClientContext second;
-  ASSERT_TRUE(harness.cluster_->GetLoad(&second, {}, &load).ok());
-  EXPECT_EQ(load.prompt_tokens(), 2u);
-  EXPECT_EQ(load.output_tokens(), 3u);
-  EXPECT_EQ(load.max_queue(), 256);
-}
-
-TEST(Service, WatchHealthTellsEveryChange) {
-  HarnessOptions options;
-  options.serve = false;
-  Harness harness(options);
-  grpc::ClientContext context;
-  const auto reader = harness.cluster_->WatchHealth(&context, {});
-  v1::ClusterHealth health;
-  ASSERT_TRUE(reader->Read(&health));
-  EXPECT_FALSE(health.serving());
-  ASSERT_EQ(health.ranks_size(), 2);
-  EXPECT_EQ(health.ranks(0).state(), "loading");
-
-  harness.start_serving();
-  ASSERT_TRUE(reader->Read(&health));
-  EXPECT_TRUE(health.serving());
-  EXPECT_EQ(health.ranks(1).state(), "serving");
-  EXPECT_EQ(health.ranks(1).host(), "oar2");
-
-  harness.workers_.report(2, ChannelEvent::Kind::kSuspected);
-  ASSERT_TRUE(reader->Read(&health));
-  EXPECT_FALSE(health.serving());
-  EXPECT_EQ(health.ranks(1).state(), "suspected");
-
-  harness.workers_.report(2, ChannelEvent::Kind::kClosed);
-  ASSERT_TRUE(reader->Read(&health));
-  EXPECT_EQ(health.ranks(1).state(), "dead");
-  context.TryCancel();
-}
-
 TEST(Service, DrainLetsRunningRequestsEnd) {
   Harness harness;
   harness.workers_.set_step(milliseconds(5));
