@@ -97,6 +97,11 @@ void Engine::stop(const std::string& reason) {
   publish();
 }
 
+// The last output token is never computed, so it needs no place in the cache.
+int32_t Engine::longest() const {
+  return static_cast<int32_t>(std::min<int64_t>(context_, int64_t{num_blocks_} * block_size_ + 1));
+}
+
 void Engine::check_request(const Request& request) const {
   CHECK(request.sink != nullptr, "a request without a sink");
   const auto refuse = [](const std::string& why) {
@@ -105,12 +110,10 @@ void Engine::check_request(const Request& request) const {
   if (request.prompt.empty()) refuse("the prompt has no token; it needs at least one");
   if (request.max_tokens < 1) refuse("max_tokens is " + std::to_string(request.max_tokens));
   const auto num_prompt = static_cast<int64_t>(request.prompt.size());
-  // The last output token is never computed, so it needs no place in the cache.
-  const int64_t longest = std::min<int64_t>(context_, int64_t{num_blocks_} * block_size_ + 1);
-  if (num_prompt + request.max_tokens > longest) {
+  if (num_prompt + request.max_tokens > longest()) {
     refuse("prompt (" + std::to_string(num_prompt) + " tokens) and max_tokens (" +
            std::to_string(request.max_tokens) + ") exceed what is served, " +
-           std::to_string(longest) + " tokens; shorten the prompt or lower max_tokens");
+           std::to_string(longest()) + " tokens; shorten the prompt or lower max_tokens");
   }
   for (const int32_t id : request.prompt) {
     if (id < 0 || id >= options_.vocab_size) {

@@ -58,6 +58,9 @@ class Engine {
   // Ends every open request with UNAVAILABLE and the loop. Idempotent. Not from a sink.
   void stop(const std::string& reason);
 
+  // Tokens that a request may have, prompt and answer together: the context, or what the KV blocks
+  // of the replica with the fewest hold.
+  int32_t longest() const;
   // Enters a request. Throws kInvalidArgument (it can never run), kResourceExhausted (queue full),
   // kUnavailable (no replica left, draining, stopped), kAlreadyExists (its id is running). The sink
   // hears of everything after that.

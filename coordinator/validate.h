@@ -47,7 +47,7 @@ struct ServedModel {
   const ModelSpec& spec;
   const Tokenizer& tokenizer;
   const ChatFormat& chat_format;
-  int32_t context = 0;  // longest prompt + output, as placed
+  int32_t context = 0;  // longest prompt + output: Engine::longest()
 };
 
 struct PreparedRequest {

@@ -175,8 +175,7 @@ int generate(const Options& options) {
   sized.serve.max_queue = num_answers(items);
   Board board;  // outlives the job, whose engine has the answers
   Job job(sized);
-  const ServedModel model{job.model(), job.tokenizer(), job.chat_format(),
-                          job.placement().context()};
+  const ServedModel model = job.served_model();
   // All of them before a weight is read: a bad line is found in the first second.
   std::vector<PreparedRequest> prepared;
   for (const GenerateItem& item : items) prepared.push_back(prepare_item(item, model));
@@ -184,7 +183,7 @@ int generate(const Options& options) {
 
   std::vector<std::vector<std::shared_ptr<Answer>>> answers;  // to each prompt
   for (const PreparedRequest& one : prepared) {
-    answers.push_back(submit(one, board, job.tokenizer(), job.engine()));
+    answers.push_back(submit(one, board, model.tokenizer, job.engine()));
   }
   for (size_t i = 0; i < items.size(); ++i) {
     for (int32_t choice = 0; choice < prepared[i].n; ++choice) {

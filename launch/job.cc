@@ -271,8 +271,9 @@ void Job::load(const std::function<bool()>& stop_requested, std::function<void()
 const ModelSpec& Job::model() const { return state_->model; }
 const Topology& Job::topology() const { return state_->workers->topology(); }
 const Placement& Job::placement() const { return state_->placement; }
-const Tokenizer& Job::tokenizer() const { return *state_->tokenizer; }
-const ChatFormat& Job::chat_format() const { return *state_->chat_format; }
+ServedModel Job::served_model() const {
+  return {state_->model, *state_->tokenizer, *state_->chat_format, state_->engine->longest()};
+}
 Engine& Job::engine() { return *state_->engine; }
 
 }  // namespace trireme

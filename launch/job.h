@@ -9,8 +9,7 @@
 #include <string>
 
 #include "coordinator/engine.h"
-#include "coordinator/tokenizer/chat.h"
-#include "coordinator/tokenizer/tokenizer.h"
+#include "coordinator/validate.h"
 #include "launch/options.h"
 #include "proto/cluster.pb.h"
 
@@ -33,9 +32,8 @@ class Job {
   const ModelSpec& model() const;
   const Topology& topology() const;
   const Placement& placement() const;
-  const Tokenizer& tokenizer() const;
-  const ChatFormat& chat_format() const;
-  Engine& engine();  // which load() starts
+  ServedModel served_model() const;  // its parts live as long as the job
+  Engine& engine();                  // which load() starts
 
  private:
   struct State;
@@ -47,9 +45,8 @@ class Job {
 Placement choose_placement(const PlacementFlags& flags, const Topology& topology,
                            const ModelSpec& model);
 
-// What the launcher's environment says this process is; read by options.cc.
-//   rank 0 of n > 1, or alone: run the sub-command. Other ranks: run_worker().
-// Runs one worker until the coordinator ends it; returns the exit status.
+// What the ranks other than 0 do: one worker, until the coordinator ends it. Returns the exit
+// status.
 int run_worker(const Options& options);
 
 // The last call of main(): ends this process's part in the MPI job, if it is in one. After a rank

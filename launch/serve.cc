@@ -39,7 +39,7 @@ void say_listening(const Job& job, const ServeFlags& flags, const std::string& a
   if (!flags.tls_cert.empty()) client += " --tls_ca CA.pem";
   std::cerr << "listening on " << address << " (" << workers
             << (workers == 1 ? " worker, " : " workers, ") << job.model().name() << " in "
-            << dtype_summary(job.placement()) << ", context " << job.placement().context() << ")\n"
+            << dtype_summary(job.placement()) << ", context " << job.served_model().context << ")\n"
             << "Try:\n"
             << "  trireme chat " << client << " \"What is the capital of France?\"\n"
             << "  trireme chat " << client << '\n';
@@ -99,9 +99,7 @@ std::string serve(const Options& options, StatusFile& status_file) {
   service.announce(job->topology(), job->placement(),
                    job->engine());  // with the KV blocks there are
   Session session(options, stop, drain_asked, service, job->engine(), status_file);
-  service.start_serving(
-      {job->model(), job->tokenizer(), job->chat_format(), job->placement().context()},
-      job->engine());
+  service.start_serving(job->served_model(), job->engine());
   server.publish_address();
   status_file.set_state(StatusFile::State::kServing);
   say_listening(*job, flags, server.address());
