@@ -7,21 +7,41 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <string_view>
 
 #include "kernels/base/error.h"
 
 namespace trireme {
 
+namespace {
+
+// Writes a new file; false: errno says why not.
+bool write_new_file(const std::string& path, std::string_view text) {
+  const int fd = open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+  if (fd < 0) return false;
+  while (!text.empty()) {
+    const ssize_t written = write(fd, text.data(), text.size());
+    if (written < 0 && errno == EINTR) continue;
+    if (written < 0) {
+      const int error = errno;
+      close(fd);
+      errno = error;
+      return false;
+    }
+    text.remove_prefix(static_cast<size_t>(written));
+  }
+  // A file system of the network says here that it has no room left.
+  return close(fd) == 0;
+}
+
+}  // namespace
+
 void write_private_file(const std::string& path, const std::string& text, const std::string& flag) {
   const std::string temporary = path + "." + std::to_string(getpid());
   unlink(temporary.c_str());
-  const int fd = open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-  const bool written =
-      fd >= 0 && write(fd, text.data(), text.size()) == static_cast<ssize_t>(text.size());
-  int error = errno;
-  if (fd >= 0) close(fd);
+  const bool written = write_new_file(temporary, text);
   if (written && rename(temporary.c_str(), path.c_str()) == 0) return;
-  if (written) error = errno;
+  const int error = errno;
   unlink(temporary.c_str());
   throw Error(Code::kFailedPrecondition,
               "cannot write " + flag + " " + path + ": " + std::strerror(error));
