@@ -117,6 +117,8 @@ std::optional<WallClock::time_point> find_job_end(const LaunchInfo& launch) {
       {"squeue", "--noheader", "--jobs", launch.slurm_job_id, "--format", "%L"}, kAnswerTime);
   if (answer) {
     if (const auto left = parse_time_left(*answer)) return WallClock::now() + *left;
+    // The limit may have been taken away since the environment was made.
+    if (answer->starts_with("UNLIMITED")) return std::nullopt;
   }
   return launch.slurm_job_end;
 }

@@ -94,7 +94,13 @@ milliseconds Session::until_drain() const {
 bool Session::job_ends_soon() {
   if (!job_end_ || WallClock::now() < *job_end_ - drain_before_) return false;
   const WallClock::time_point before = *job_end_;
-  if (const auto now = find_job_end(launch_)) job_end_ = now;
+  LaunchInfo known = launch_;
+  known.slurm_job_end = before;  // where squeue does not answer
+  job_end_ = find_job_end(known);
+  if (!job_end_) {
+    log_info("the Slurm job has no time limit any more");
+    return false;
+  }
   // squeue counts in whole seconds.
   if (*job_end_ <= before + std::chrono::seconds(2)) return true;
   log_info("the Slurm job was given more time: it ends at " + utc(*job_end_));

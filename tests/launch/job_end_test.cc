@@ -78,8 +78,14 @@ TEST(JobEnd, AsksSlurmAndElseTakesTheEnvironments) {
   }
   {
     const Squeue squeue("echo UNLIMITED");
+    EXPECT_EQ(find_job_end(launch), std::nullopt) << "the limit was taken away";
     launch.slurm_job_end = std::nullopt;
     EXPECT_EQ(find_job_end(launch), std::nullopt);
+  }
+  {
+    const Squeue squeue("echo INVALID");
+    launch.slurm_job_end = told;
+    EXPECT_EQ(find_job_end(launch), told);
   }
 }
 
