@@ -19,6 +19,11 @@
 namespace trireme {
 namespace {
 
+bool read_number(std::string_view text, int& value) {
+  const auto [stop, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  return error == std::errc() && stop == text.data() + text.size();
+}
+
 // One launcher's way to say who we are; nullopt: it did not start us.
 std::optional<LaunchInfo> launched_by(const char* size_name, const char* rank_name) {
   const char* const size = std::getenv(size_name);
@@ -26,12 +31,7 @@ std::optional<LaunchInfo> launched_by(const char* size_name, const char* rank_na
   if (size == nullptr || rank == nullptr) return std::nullopt;
   LaunchInfo info;
   info.under_launcher = true;
-  const auto number = [](const char* text, int& value) {
-    const std::string_view view(text);
-    const auto [stop, error] = std::from_chars(view.data(), view.data() + view.size(), value);
-    return error == std::errc() && stop == view.data() + view.size();
-  };
-  if (!number(size, info.num_ranks) || !number(rank, info.rank) || info.rank < 0 ||
+  if (!read_number(size, info.num_ranks) || !read_number(rank, info.rank) || info.rank < 0 ||
       info.rank >= info.num_ranks) {
     throw Error(Code::kInvalidArgument, std::string("cannot tell which rank this is: found ") +
                                             size_name + "=" + size + " and " + rank_name + "=" +
@@ -108,10 +108,27 @@ LaunchInfo read_ranks() {
   if (std::getenv("PMIX_RANK") != nullptr) {
     if (const auto info = launched_by("SLURM_NTASKS", "SLURM_PROCID")) return *info;
   }
-  return {};
+  // srun sets the number for its tasks, and for no batch script. Task 0 may be a user's own shell,
+  // by srun --pty: it is told by the others.
+  LaunchInfo info;
+  int task = 0;
+  const char* const number = std::getenv("SLURM_PROCID");
+  const char* const tasks = std::getenv("SLURM_STEP_NUM_TASKS");
+  if (number == nullptr || !read_number(number, task) || task == 0) return info;
+  if (tasks == nullptr || !read_number(tasks, info.separate_tasks)) info.separate_tasks = 1;
+  return info;
 }
 
 }  // namespace
+
+void require_one_job(const LaunchInfo& launch) {
+  if (launch.separate_tasks <= 1) return;
+  throw Error(Code::kInvalidArgument,
+              "cannot start: srun started " + std::to_string(launch.separate_tasks) +
+                  " tasks without PMIx, so each would be a job of its own; start them by srun "
+                  "--mpi=pmix (srun --mpi=list shows whether it is there), by mpirun, or leave it "
+                  "to launch/trireme-run");
+}
 
 LaunchInfo read_launch_info() {
   LaunchInfo info = read_ranks();

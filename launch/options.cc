@@ -2,11 +2,9 @@
 #include "launch/options.h"
 
 #include <CLI/CLI.hpp>
-#include <array>
 #include <charconv>
 #include <cstdlib>
 #include <iostream>
-#include <limits>
 #include <sstream>
 #include <utility>
 
@@ -18,6 +16,9 @@ namespace trireme {
 namespace {
 
 using std::chrono::milliseconds;
+
+// Ranks tell of themselves five times a second: with less, each would be dead at once.
+constexpr milliseconds kLeastSilence{1000};
 
 // CLI11's own check prints the limits of a double.
 const CLI::Validator kPositive(
@@ -82,27 +83,6 @@ constexpr const char* kPlanExamples = R"(Examples:
   trireme plan --model PATH --topology cluster.json --json > placement.json
 
 With --topology PATH needs a config.json only, or a GGUF file's metadata: no weight is read.)";
-
-[[noreturn]] void bad_value(const std::string& flag, const std::string& text,
-                            const std::string& allowed) {
-  throw Error(Code::kInvalidArgument, flag + ": found \"" + text + "\", allowed: " + allowed);
-}
-
-// A number and its unit, both as they stand in `text`.
-std::pair<uint64_t, std::string> split_unit(const std::string& text, const std::string& flag,
-                                            const std::string& allowed) {
-  uint64_t value = 0;
-  const char* const end = text.data() + text.size();
-  const auto [stop, error] = std::from_chars(text.data(), end, value);
-  if (error != std::errc()) bad_value(flag, text, allowed);
-  return {value, std::string(stop, end)};
-}
-
-uint64_t scaled(uint64_t value, uint64_t unit, uint64_t most, const std::string& text,
-                const std::string& flag, const std::string& allowed) {
-  if (value > most / unit) bad_value(flag, text, allowed);
-  return value * unit;
-}
 
 std::vector<std::string> split(const std::string& text, char separator) {
   std::vector<std::string> parts;
@@ -178,12 +158,15 @@ std::string dtype_or_file(const std::string& value) {
   return value + " is neither fp32, bf16, fp16, int8 or int4 nor a file";
 }
 
-// Reads a duration into `value`, which may be an optional.
+// Reads a duration of `least` or more into `value`, which may be an optional.
 template <class Value>
 CLI::Option* add_duration(CLI::App& app, const std::string& name, Value& value,
-                          const std::string& help) {
-  return app.add_option_function<std::string>(
-      name, [&value, name](const std::string& text) { value = parse_duration(text, name); }, help);
+                          const std::string& help, milliseconds least = {}) {
+  const auto read = [&value, name, least](const std::string& text) {
+    value = parse_duration(text, name);
+    if (value < least) bad_value(name, text, std::to_string(least.count()) + "ms or more");
+  };
+  return app.add_option_function<std::string>(name, read, help);
 }
 
 void add_placement_flags(CLI::App& app, PlacementFlags& flags) {
@@ -224,7 +207,7 @@ void add_placement_flags(CLI::App& app, PlacementFlags& flags) {
   app.add_option("--isa", flags.isa, "CPU instructions to use, for tests (auto: the best)");
 }
 
-void add_verify_flag(CLI::App& app, PlacementFlags& flags) {
+void add_run_flags(CLI::App& app, PlacementFlags& flags) {
   app.add_flag("--verify_checkpoint", flags.verify_checkpoint,
                "read and digest every tensor on every host while loading, and compare");
   app.add_flag("--deterministic", flags.deterministic,
@@ -252,7 +235,7 @@ CLI::App* add_serve(CLI::App& app, Options& options) {
   ServeFlags& flags = options.serve;
   CLI::App* const serve = app.add_subcommand("serve", "Serves a model over gRPC");
   add_placement_flags(*serve, options.placement);
-  add_verify_flag(*serve, options.placement);
+  add_run_flags(*serve, options.placement);
   serve->add_option("--listen", flags.listen, "HOST:PORT (port 0: any), [IPv6]:PORT or unix:PATH")
       ->capture_default_str();
   serve->add_option("--address_file", flags.address_file,
@@ -268,7 +251,7 @@ CLI::App* add_serve(CLI::App& app, Options& options) {
   serve->add_flag("--allow_insecure", flags.allow_insecure,
                   "listen beyond this machine without TLS and token");
   add_duration(*serve, "--dead_after", flags.dead_after,
-               "silence after which a worker counts as dead, such as 10s")
+               "silence after which a worker counts as dead, 1s or more", kLeastSilence)
       ->default_str("10s");
   add_duration(*serve, "--drain_limit", flags.drain_limit,
                "what running requests have when the end was asked for (default: 30s; with "
@@ -310,7 +293,7 @@ CLI::App* add_generate(CLI::App& app, Options& options, std::vector<std::string>
   GenerateFlags& flags = options.generate;
   CLI::App* const generate = app.add_subcommand("generate", "Answers prompts without a server");
   add_placement_flags(*generate, options.placement);
-  add_verify_flag(*generate, options.placement);
+  add_run_flags(*generate, options.placement);
   add_repeated(*generate, "--prompt", flags.prompts, "text to go on from; may be repeated");
   add_repeated(*generate, "--chat", flags.chats, "one user message; may be repeated");
   add_repeated(*generate, "--prompt_ids", prompt_ids, "token ids, taken as they are: 1,2,3");
@@ -340,7 +323,8 @@ CLI::App* add_top(CLI::App& app, TopFlags& flags) {
   add_client_flags(*top, flags);
   top->add_flag("--once", flags.once, "prints the state of now and ends");
   top->add_flag("--json", flags.json, "a JSON object a line: at every change, or with --once one");
-  add_duration(*top, "--interval", flags.interval, "between two looks at the load, 100ms or more")
+  add_duration(*top, "--interval", flags.interval, "between two looks at the load, 100ms or more",
+               milliseconds(100))
       ->default_str("1s");
   top->footer(kTopExamples);
   return top;
@@ -459,42 +443,14 @@ Options parse_options(int argc, char** argv) {
   // https://no-color.org
   const char* const no_color = std::getenv("NO_COLOR");
   options.top.colour = no_color == nullptr || *no_color == '\0';
-  if (options.top.interval < milliseconds(100)) {
-    throw Error(Code::kInvalidArgument, "--interval: found " +
-                                            std::to_string(options.top.interval.count()) +
-                                            "ms, allowed: 100ms or more");
-  }
   if (probe->parsed()) options.command = Options::Command::kProbe;
+  if (probe->parsed() || !options.placement.model.empty()) require_one_job(options.launch);
   for (const CLI::App* const one : {serve, generate, static_cast<const CLI::App*>(plan)}) {
     check_model(*one, options.placement);
   }
   for (const std::string& ids : prompt_ids) options.generate.prompt_ids.push_back(parse_ids(ids));
   if (generate->parsed()) check_generate(options.generate);
   return options;
-}
-
-uint64_t parse_bytes(const std::string& text, const std::string& flag) {
-  const std::string allowed = "a whole number of bytes, or with KiB, MiB, GiB or TiB: 10GiB";
-  const auto [value, unit] = split_unit(text, flag, allowed);
-  constexpr std::array<const char*, 5> kUnits{"", "KiB", "MiB", "GiB", "TiB"};
-  for (size_t i = 0; i < kUnits.size(); ++i) {
-    if (unit != kUnits[i]) continue;
-    return scaled(value, uint64_t{1} << (10 * i), std::numeric_limits<uint64_t>::max(), text, flag,
-                  allowed);
-  }
-  bad_value(flag, text, allowed);
-}
-
-milliseconds parse_duration(const std::string& text, const std::string& flag) {
-  const std::string allowed = "a whole number with ms, s or min, up to 24 hours: 500ms, 10s, 2min";
-  const auto [value, unit] = split_unit(text, flag, allowed);
-  constexpr uint64_t kMost = 24 * 3600 * 1000;
-  constexpr std::array<std::pair<const char*, uint64_t>, 3> kUnits{
-      {{"ms", 1}, {"s", 1000}, {"min", 60000}}};
-  for (const auto& [name, factor] : kUnits) {
-    if (unit == name) return milliseconds(scaled(value, factor, kMost, text, flag, allowed));
-  }
-  bad_value(flag, text, allowed);
 }
 
 }  // namespace trireme

@@ -19,6 +19,9 @@ struct LaunchInfo {
   int num_ranks = 1;  // 1: alone, or a launcher with one rank
   bool under_launcher = false;
   int rank = 0;
+  // Tasks of a Slurm step that no PMI makes ranks of one job, of which this is not the first; 1: it
+  // is not so.
+  int separate_tasks = 1;
   std::string slurm_job_id;  // empty: not in a Slurm job
   std::optional<std::chrono::system_clock::time_point> slurm_job_end;
   // NCCL's that its environment or nccl.conf sets (topology/nccl_settings.h).
@@ -144,9 +147,17 @@ struct Options {
 // sub-command, other ranks run_worker(). Throws kInvalidArgument.
 LaunchInfo read_launch_info();
 
+// Throws kInvalidArgument where tasks of one step would each be a job of their own: what needs one
+// job asks it first.
+void require_one_job(const LaunchInfo& launch);
+
 // Parses the command line. Prints help or version itself and returns kNone for them; throws
 // kInvalidArgument for bad flags, naming the flag.
 Options parse_options(int argc, char** argv);
+
+// Throws kInvalidArgument: what was found for a flag, and what is allowed.
+[[noreturn]] void bad_value(const std::string& flag, const std::string& text,
+                            const std::string& allowed);
 
 // "10GiB", "512MiB", "4096" -> bytes; "10s", "500ms", "2min" -> milliseconds. Throw
 // kInvalidArgument naming `flag`.

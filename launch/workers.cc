@@ -121,6 +121,20 @@ void start_mpi(const Options& options) {
                    "here: look at the launcher's output, and which interfaces MPI takes (Open MPI: "
                    "--mca btl_tcp_if_include and --mca oob_tcp_if_include)");
   mpi_job = std::make_unique<MpiJob>();
+  if (mpi_job->size() == options.launch.num_ranks) return;
+  throw Error(Code::kFailedPrecondition,
+              "cannot start: the launcher started " + std::to_string(options.launch.num_ranks) +
+                  " ranks, and the MPI of this program (" + mpi_job->library_version() + ") sees " +
+                  std::to_string(mpi_job->size()) +
+                  ": another MPI's mpirun or srun --mpi started it; start it with those of this "
+                  "MPI (launch/trireme-run finds them)");
+}
+
+// The same at both ends: a worker that gave up earlier would end what rank 0 still waits for.
+ControlLimits limits_of(const Options& options) {
+  ControlLimits limits;
+  limits.dead_after = options.serve.dead_after;
+  return limits;
 }
 
 // Where this rank runs: its host's name, and what its loopback interface reaches.
@@ -149,9 +163,7 @@ class MpiWorkers : public Workers {
     count_ = mpi_job->size() - 1;
     const milliseconds timeout = options.placement.start_timeout;
     const bool one_host = find_hosts(timeout);
-    ControlLimits limits;
-    limits.dead_after = options.serve.dead_after;
-    server_ = make_control_server(count_, one_host, limits);
+    server_ = make_control_server(count_, one_host, limits_of(options));
     try {
       mpi_job->broadcast(server_->address().serialise(), timeout);
       server_->wait_for_workers(timeout, hosts_);
@@ -250,22 +262,24 @@ std::unique_ptr<Workers> form_workers(const Options& options) {
   return workers;
 }
 
-int run_worker(const Options& options) try {
-  const milliseconds timeout = options.placement.start_timeout;
+int run_worker(const Options& options) {
   start_mpi(options);
-  set_log_rank(mpi_job->rank());
-  mpi_job->gather(describe_place(), timeout);
-  const ControlAddress address = ControlAddress::parse(mpi_job->broadcast("", timeout));
-  const auto channel = connect_control(address, mpi_job->rank(), timeout, {});
-  const auto transport = mpi_job->make_transport(channel->cancellation(), channel->progress());
-  Hello hello = introduce(mpi_job->rank(), options, mpi_job->library_version());
-  hello.mutable_info()->set_interface(control_interface(address));
-  const int status = Worker(hello, options.placement.model, *channel, *transport).run();
-  if (status != 0) mpi_job->abandon();
-  return status;
-} catch (const Error&) {
-  if (mpi_job) mpi_job->abandon();  // Finalize would wait for the others
-  throw;
+  const milliseconds timeout = options.placement.start_timeout;
+  try {
+    set_log_rank(mpi_job->rank());
+    mpi_job->gather(describe_place(), timeout);
+    const ControlAddress address = ControlAddress::parse(mpi_job->broadcast("", timeout));
+    const auto channel = connect_control(address, mpi_job->rank(), timeout, limits_of(options));
+    const auto transport = mpi_job->make_transport(channel->cancellation(), channel->progress());
+    Hello hello = introduce(mpi_job->rank(), options, mpi_job->library_version());
+    hello.mutable_info()->set_interface(control_interface(address));
+    const int status = Worker(hello, options.placement.model, *channel, *transport).run();
+    if (status != 0) mpi_job->abandon();
+    return status;
+  } catch (const Error&) {
+    mpi_job->abandon();  // Finalize would wait for the others
+    throw;
+  }
 }
 
 int finish_process(int status) {

@@ -163,6 +163,15 @@ class Preflight(unittest.TestCase):
             self.assertRegex(job.log(), r"MPI_Init has not returned within 1500 ms in rank [01] of 3 on " + HOST)
         self.assertLess(time.monotonic() - begin, 15)
 
+    def test_ranks_of_another_mpis_launcher(self):
+        """Each would be a job of its own to our MPI: it is said so, by rank 0's program as by another's."""
+        start = ["generate", "--model", harness.tiny_model(), "--prompt_ids", "1", "--max_tokens", "1"]
+        for rank in ("0", "2"):
+            with Job([BINARY, *start], {"PMI_SIZE": "3", "PMI_RANK": rank}) as job:
+                self.assertEqual(job.wait(30), 2, job.log())
+                self.assertIn("the launcher started 3 ranks", job.last_word())
+                self.assertIn("sees 1: another MPI's mpirun", job.last_word())
+
     def test_takes_less_than_a_second(self):
         """8 ranks, from MPI_Init's return to the links' table; the median of five."""
         took, links, whole = [], [], []

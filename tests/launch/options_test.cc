@@ -37,8 +37,8 @@ class Environment {
     for (const char* name :
          {"OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "PMI_SIZE", "PMI_RANK", "PMIX_RANK",
           "SLURM_NTASKS", "SLURM_PROCID", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS",
-          "SLURM_STEP_TASKS_PER_NODE", "SLURM_JOB_ID", "SLURM_JOB_END_TIME", "NCCL_IB_HCA",
-          "NCCL_SOCKET_IFNAME", "NCCL_CONF_FILE"}) {
+          "SLURM_STEP_TASKS_PER_NODE", "SLURM_STEP_NUM_TASKS", "SLURM_JOB_ID", "SLURM_JOB_END_TIME",
+          "NCCL_IB_HCA", "NCCL_SOCKET_IFNAME", "NCCL_CONF_FILE"}) {
       unsetenv(name);
     }
   }
@@ -223,6 +223,7 @@ TEST(Options, NamesWhatIsWrong) {
       {{"serve", "--model", "M", "--dtype", "int3"}, {"--dtype", "int3"}},
       {{"serve", "--model", "M", "--dead_after", "10"}, {"--dead_after", "\"10\"", "10s"}},
       {{"serve", "--model", "M", "--dead_after", "1h"}, {"--dead_after", "1h"}},
+      {{"serve", "--model", "M", "--dead_after", "900ms"}, {"--dead_after", "900ms", "1000ms"}},
       {{"serve", "--model", "M", "--drain_limit", "soon"}, {"--drain_limit", "soon", "2min"}},
       {{"serve", "--model", "M", "--drain_before", "-1s"}, {"--drain_before", "-1s"}},
       {{"serve", "--model", "M", "--max_memory", "10GiB"}, {"--max_memory", "KEY=SIZE"}},
@@ -375,6 +376,36 @@ TEST(Options, WhatOfNcclIsSet) {
   EXPECT_EQ(set.count("NCCL_IB_DISABLE"), 0u);
   setenv("NCCL_CONF_FILE", "/does/not/exist", 1);
   EXPECT_EQ(read_launch_info().nccl_variables.count("NCCL_RAS_ADDR"), 0u);
+}
+
+// Else a user of srun without PMIx would get as many servers as tasks, each with the whole model.
+TEST(Options, TasksThatNoPmiJoinsAreRefused) {
+  const std::vector<std::string> serve = {"serve", "--model", "M"};
+  {
+    const Environment srun(
+        {{"SLURM_STEP_NUM_TASKS", "5"}, {"SLURM_NTASKS", "5"}, {"SLURM_PROCID", "3"}});
+    const std::string error = error_of(serve);
+    EXPECT_NE(error.find("srun started 5 tasks without PMIx"), std::string::npos) << error;
+    EXPECT_NE(error.find("srun --mpi=pmix"), std::string::npos) << error;
+    EXPECT_NE(error_of({"probe"}), "");
+    EXPECT_EQ(error_of({"chat", "a client for each task"}), "");
+  }
+  for (const char* joined : {"PMIX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK"}) {
+    const Environment ranks({{"SLURM_STEP_NUM_TASKS", "5"},
+                             {"SLURM_NTASKS", "5"},
+                             {"SLURM_PROCID", "3"},
+                             {"OMPI_COMM_WORLD_SIZE", "5"},
+                             {"PMI_SIZE", "5"},
+                             {joined, "3"}});
+    EXPECT_EQ(error_of(serve), "") << joined;
+    EXPECT_EQ(read_launch_info().num_ranks, 5) << joined;
+  }
+  {
+    const Environment shell({{"SLURM_STEP_NUM_TASKS", "5"}, {"SLURM_PROCID", "0"}});
+    EXPECT_EQ(error_of(serve), "") << "srun --pty bash";
+  }
+  const Environment batch({{"SLURM_NTASKS", "5"}, {"SLURM_PROCID", "0"}});
+  EXPECT_EQ(error_of(serve), "") << "a batch script is no task";
 }
 
 TEST(Options, TheEndOfASlurmJob) {
