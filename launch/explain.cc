@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "launch/picture_parts.h"
+#include "launch/placement_table.h"
 #include "launch/text_table.h"
 #include "topology/link_graph.h"
 #include "topology/memory.h"
@@ -118,15 +119,12 @@ class Explanation {
     const RankInfo& rank = rank_of(shard);
     const StagePrediction& predicted = stage.predicted();
     const bool timed = predicted.decode_ms() > 0;
-    std::string layers = length(stage.layers()) > 0 ? range(stage.layers()) : "none";
-    if (stage.has_embedding()) layers = "embedding " + layers;
-    if (stage.has_head()) layers += " head";
     return {replica,
             std::to_string(index),
             std::to_string(shard.rank()),
             rank.host(),
             device_text(rank.device()),
-            layers,
+            stage_content(stage),
             std::to_string(shard.tp_rank() + 1) + "/" + std::to_string(stage.shards_size()),
             gib(shard.weight_bytes()),
             gib(shard.kv_bytes()),
@@ -138,10 +136,6 @@ class Explanation {
             milliseconds(predicted.prefill_ms()),
             milliseconds(predicted.hop_ms()),
             timed ? percent(predicted.idle_share()) : "-"};
-  }
-
-  static std::string range(const Range& layers) {
-    return std::to_string(layers.begin()) + "-" + std::to_string(layers.end() - 1);
   }
 
   std::string predictions() const {

@@ -53,8 +53,4 @@ int run_worker(const Options& options);
 // died MPI cannot finalise; rank 0 then ends the whole job with `status` and this does not return.
 int finish_process(int status);
 
-// The placement as a table for people: replica, stage, rank, host, layers, heads, bytes.
-std::string placement_table(const Topology& topology, const ModelSpec& model,
-                            const Placement& placement);
-
 }  // namespace trireme

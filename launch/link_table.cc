@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
-#include <cstdio>
 #include <map>
 #include <set>
 
@@ -18,12 +17,6 @@ constexpr size_t kShownOutliers = 5;
 
 using Links = std::vector<const MeasuredLink*>;
 
-std::string short_number(double value) {
-  char text[32];
-  std::snprintf(text, sizeof text, value < 1000 ? "%.3g" : "%.0f", value);
-  return text;
-}
-
 double latency_us(const MeasuredLink& link) { return link.finding.latency_s() * 1e6; }
 double gigabytes_per_s(const MeasuredLink& link) {
   return link.finding.bandwidth_bytes_per_s() / 1e9;
@@ -38,18 +31,18 @@ double median(const Links& links, double (*value)(const MeasuredLink&)) {
 
 // "least / median / greatest", or the one value.
 std::string spread(const Links& links, double (*value)(const MeasuredLink&)) {
-  if (links.size() == 1) return short_number(value(*links.front()));
+  if (links.size() == 1) return three_figures(value(*links.front()));
   const auto [least, greatest] = std::minmax_element(
       links.begin(), links.end(), [&](auto* x, auto* y) { return value(*x) < value(*y); });
-  return short_number(value(**least)) + " / " + short_number(median(links, value)) + " / " +
-         short_number(value(**greatest));
+  return three_figures(value(**least)) + " / " + three_figures(median(links, value)) + " / " +
+         three_figures(value(**greatest));
 }
 
 std::string transport(const LinkFinding& finding) {
   std::string text = finding.transport();
   if (!finding.interface().empty()) text += ", " + finding.interface();
   if (finding.interface_bytes_per_s() > 0) {
-    text += " " + short_number(finding.interface_bytes_per_s() * 8 / 1e9) + " Gbit/s";
+    text += " " + three_figures(finding.interface_bytes_per_s() * 8 / 1e9) + " Gbit/s";
   }
   return printable(text);
 }
@@ -107,8 +100,8 @@ std::string outliers(const std::vector<MeasuredLink>& links) {
       found.emplace_back(worse, "rank " + std::to_string(link->a.rank()) + " on " + link->a.host() +
                                     " - rank " + std::to_string(link->b.rank()) + " on " +
                                     link->b.host() + ", " + transport(link->finding) + ": " +
-                                    short_number(latency_us(*link)) + " µs, " +
-                                    short_number(gigabytes_per_s(*link)) + " GB/s");
+                                    three_figures(latency_us(*link)) + " µs, " +
+                                    three_figures(gigabytes_per_s(*link)) + " GB/s");
     }
   }
   std::sort(found.begin(), found.end(),

@@ -2,10 +2,10 @@
 #include "launch/load_display.h"
 
 #include <algorithm>
-#include <cstdio>
 #include <optional>
 #include <vector>
 
+#include "launch/text_table.h"
 #include "topology/topology.h"
 
 namespace trireme {
@@ -22,12 +22,6 @@ constexpr double kLag = 0.1;
 
 double seconds(std::chrono::steady_clock::duration duration) {
   return std::chrono::duration<double>(duration).count();
-}
-
-std::string with_format(const char* format, double value) {
-  char text[48];
-  std::snprintf(text, sizeof text, format, value);
-  return text;
 }
 
 std::string bytes(double count) { return format_bytes(static_cast<uint64_t>(count)); }
@@ -77,7 +71,7 @@ std::string LoadDisplay::time_left(Time now) const {
     if (!rank.started || share <= 0) return "";
     longest = std::max(longest, seconds(now - start_) * (1 - share) / share);
   }
-  return with_format(", %.0f s left", longest);
+  return format_number(", %.0f s left", longest);
 }
 
 std::string LoadDisplay::who_lags() const {
@@ -101,7 +95,7 @@ std::string LoadDisplay::who_lags() const {
   std::nth_element(shares.begin(), shares.begin() + static_cast<int64_t>(shares.size() / 2),
                    shares.end());
   if (rank.share() + kLag >= shares[shares.size() / 2]) return "";
-  return who + " is slowest: " + with_format("%.0f %%", 100 * rank.share());
+  return who + " is slowest: " + format_number("%.0f %%", 100 * rank.share());
 }
 
 void LoadDisplay::show(Time now, bool last) {
@@ -121,7 +115,7 @@ void LoadDisplay::show(Time now, bool last) {
       all_started && total > 0 ? static_cast<double>(done) / static_cast<double>(total) : 0;
   // Read is not ready: the last per cent is shown when all workers have said so.
   const int percent = last ? 100 : std::min(99, static_cast<int>(100 * share));
-  std::string line = verb_ + " " + with_format("%3.0f %% ", percent);
+  std::string line = verb_ + " " + format_number("%3.0f %% ", percent);
   if (terminal_) {
     const auto filled = static_cast<size_t>(kBarWidth * percent / 100);
     line += "[" + std::string(filled, '=') + std::string(kBarWidth - filled, ' ') + "] ";
@@ -130,7 +124,7 @@ void LoadDisplay::show(Time now, bool last) {
   if (last) {
     line += bytes(static_cast<double>(done)) + ", " +
             bytes(elapsed > 0 ? static_cast<double>(done) / elapsed : 0) + "/s, " +
-            with_format("%.1f s", elapsed);
+            format_number("%.1f s", elapsed);
   } else {
     line += bytes(static_cast<double>(done)) + " of " + bytes(static_cast<double>(total)) + ", " +
             bytes(rate(now)) + "/s" + time_left(now) + who_lags();

@@ -7,6 +7,7 @@
 
 #include "kernels/base/log.h"
 #include "kernels/base/printable.h"
+#include "launch/text_table.h"
 #include "topology/placement.h"
 #include "topology/topology.h"
 
@@ -28,12 +29,6 @@ std::vector<RankInfo> loading_ranks(const Topology& topology, const Placement& p
 }
 
 void print(const std::string& text) { std::fputs(text.c_str(), stderr); }
-
-std::string number(const char* format, double value) {
-  char text[32];
-  std::snprintf(text, sizeof text, format, value);
-  return text;
-}
 
 }  // namespace
 
@@ -101,11 +96,11 @@ void Loading::take_ready(int rank, const Ready& ready) {
   Node& node = nodes_.at(host_of_.at(rank));
   node.bytes_read += ready.bytes_read();
   node.bytes_needed = ready.node_bytes();
-  log_info(roster_.name(rank) + gpu_of_[rank] + " ready: read " + format_bytes(ready.bytes_read()) +
-           ", weights " + format_bytes(ready.weight_bytes()) + ", KV " +
-           format_bytes(ready.kv_bytes()) + ", activations " +
-           format_bytes(ready.activation_bytes()) + ", messages " +
-           format_bytes(ready.communication_bytes()) + ", " + number("%.1f s", ready.load_s()));
+  log_info(
+      roster_.name(rank) + gpu_of_[rank] + " ready: read " + format_bytes(ready.bytes_read()) +
+      ", weights " + format_bytes(ready.weight_bytes()) + ", KV " + format_bytes(ready.kv_bytes()) +
+      ", activations " + format_bytes(ready.activation_bytes()) + ", messages " +
+      format_bytes(ready.communication_bytes()) + ", " + format_number("%.1f s", ready.load_s()));
 }
 
 void Loading::tick() {
@@ -135,7 +130,7 @@ void Loading::finish() {
     log_info("host " + host + ": " + std::to_string(node.ranks.size()) +
              (node.ranks.size() == 1 ? " rank" : " ranks") + " read " +
              format_bytes(node.bytes_read) + " of the checkpoint, " +
-             number("%.3f", needed > 0 ? read / needed : 1) + " x what is needed there");
+             format_number("%.3f", needed > 0 ? read / needed : 1) + " x what is needed there");
   }
   if (verify_) log_info(verified);
 }

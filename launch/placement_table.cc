@@ -1,20 +1,37 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <algorithm>
+#include "launch/placement_table.h"
+
 #include <vector>
 
-#include "launch/job.h"
+#include "launch/picture_parts.h"
 #include "launch/text_table.h"
 #include "topology/shard.h"
 #include "topology/topology.h"
+#include "topology/worker_names.h"
 
 namespace trireme {
 namespace {
 
 std::string range_text(const Range& range) {
+  if (length(range) == 0) return "none";
   return std::to_string(range.begin()) + "-" + std::to_string(range.end() - 1);
 }
 
+std::string device_cell(const DeviceInfo& device) {
+  if (device.kind() != DEVICE_KIND_CPU) return device_text(device);
+  return device.isa() + " x" + std::to_string(device.threads());
+}
+
 }  // namespace
+
+std::string stage_content(const StageSpec& stage) {
+  const bool ends = stage.has_embedding() || stage.has_head();
+  std::string text = stage.has_embedding() ? "embedding" : "";
+  const auto add = [&](const std::string& word) { text += (text.empty() ? "" : " ") + word; };
+  if (length(stage.layers()) > 0 || !ends) add(range_text(stage.layers()));
+  if (stage.has_head()) add("head");
+  return text;
+}
 
 std::string placement_table(const Topology& topology, const ModelSpec& model,
                             const Placement& placement) {
@@ -24,17 +41,14 @@ std::string placement_table(const Topology& topology, const ModelSpec& model,
     const auto& stages = placement.replicas(replica).stages();
     for (int stage = 0; stage < stages.size(); ++stage) {
       for (const ShardSpec& shard : stages[stage].shards()) {
-        const auto rank = std::find_if(topology.ranks().begin(), topology.ranks().end(),
-                                       [&](const RankInfo& r) { return r.rank() == shard.rank(); });
-        const bool found = rank != topology.ranks().end();
-        std::string layers = range_text(stages[stage].layers());
-        if (stages[stage].has_embedding()) layers = "embedding " + layers;
-        if (stages[stage].has_head()) layers += " head";
-        rows.push_back(
-            {std::to_string(replica), std::to_string(stage), std::to_string(shard.rank()),
-             found ? rank->host() : "?", found ? device_label(rank->device()) : "?", layers,
-             range_text(shard.heads()), range_text(shard.ffn()), format_bytes(shard.weight_bytes()),
-             format_bytes(shard.kv_bytes()), format_bytes(shard.activation_bytes())});
+        const int worker = worker_of(topology, shard.rank());
+        const bool found = worker >= 0;
+        rows.push_back({std::to_string(replica), std::to_string(stage),
+                        std::to_string(shard.rank()), found ? topology.ranks(worker).host() : "?",
+                        found ? device_cell(topology.ranks(worker).device()) : "?",
+                        stage_content(stages[stage]), range_text(shard.heads()),
+                        range_text(shard.ffn()), format_bytes(shard.weight_bytes()),
+                        format_bytes(shard.kv_bytes()), format_bytes(shard.activation_bytes())});
       }
     }
   }

@@ -8,6 +8,7 @@
 #include "launch/explain.h"
 #include "launch/job.h"
 #include "launch/picture.h"
+#include "launch/placement_table.h"
 #include "topology/device_map.h"
 #include "topology/machine_topology.h"
 #include "worker/model/family.h"

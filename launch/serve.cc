@@ -12,6 +12,7 @@
 #include "kernels/base/error.h"
 #include "kernels/base/log.h"
 #include "launch/job.h"
+#include "launch/placement_table.h"
 #include "launch/plan.h"
 #include "launch/session.h"
 #include "launch/stop_signal.h"

@@ -2,7 +2,6 @@
 #include "launch/speeds.h"
 
 #include <algorithm>
-#include <cstdio>
 #include <ctime>
 #include <iostream>
 #include <map>
@@ -267,16 +266,10 @@ class Measurement {
   std::map<int, NcclSettings> nccl_ways_;
 };
 
-std::string number(double value) {
-  char text[32];
-  std::snprintf(text, sizeof text, value < 1000 ? "%.3g" : "%.0f", value);
-  return text;
-}
-
 // "least-greatest", or the one number where they are alike.
 std::string spread(const std::vector<double>& values) {
   const auto [least, greatest] = std::minmax_element(values.begin(), values.end());
-  const std::string low = number(*least), high = number(*greatest);
+  const std::string low = three_figures(*least), high = three_figures(*greatest);
   return low == high ? low : low + "-" + high;
 }
 
@@ -294,7 +287,7 @@ std::string reduce_text(const Topology& topology, const Island& island) {
     for (const AllReduceRow& row : table.rows()) {
       if (!row.measured() || row.samples().empty()) continue;
       text += (text.empty() ? "TP" : ", TP") + std::to_string(row.tp()) + " " +
-              number(row.samples(0).seconds() * 1e6);
+              three_figures(row.samples(0).seconds() * 1e6);
     }
   }
   return text;
@@ -311,8 +304,10 @@ std::string speed_table(const Topology& topology) {
   for (const RankInfo& rank : topology.ranks()) {
     const DeviceInfo& device = rank.device();
     if (!device.speed_measured()) continue;
-    std::string name = device_label(device);
-    if (is_throttled(device)) name += ", quota of " + number(device.cpu_quota()) + " cores";
+    std::string name = device.kind() == DEVICE_KIND_CUDA
+                           ? printable(device.name())
+                           : device.isa() + " x" + std::to_string(device.threads());
+    if (is_throttled(device)) name += ", quota of " + three_figures(device.cpu_quota()) + " cores";
     if (device.degraded()) name += ", degraded";
     Row& row = rows[{name, reduce_of[rank.rank()]}];
     row.hosts.insert(rank.host());
@@ -322,15 +317,21 @@ std::string speed_table(const Topology& topology) {
   if (rows.empty()) return "";
   std::vector<TextRow> text = {
       {"devices", "ranks", "hosts", "memory GB/s", "GFLOP/s", "all-reduce of 8 KiB, µs"}};
+  size_t left_out = 0;
   for (const auto& [names, row] : rows) {
-    if (text.size() > kMostRows) break;
+    if (text.size() > kMostRows) {
+      ++left_out;
+      continue;
+    }
     const std::string hosts =
         row.hosts.size() == 1 ? *row.hosts.begin() : std::to_string(row.hosts.size());
     text.push_back({names.first, std::to_string(row.bandwidth.size()), printable(hosts),
                     spread(row.bandwidth), spread(row.flops),
                     names.second.empty() ? "-" : names.second});
   }
-  return draw_table(text);
+  std::string table = draw_table(text);
+  if (left_out > 0) table += "  and " + std::to_string(left_out) + " kinds more\n";
+  return table;
 }
 
 std::map<int, NcclSettings> measure_speeds(Channel& channel, const SpeedOptions& options,

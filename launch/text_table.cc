@@ -2,6 +2,7 @@
 #include "launch/text_table.h"
 
 #include <algorithm>
+#include <cstdio>
 
 namespace trireme {
 
@@ -24,6 +25,16 @@ std::string draw_table(const std::vector<TextRow>& rows) {
     }
     text += line.substr(0, line.find_last_not_of(' ') + 1) + "\n";
   }
+  return text;
+}
+
+std::string three_figures(double value) {
+  return format_number(value < 1000 ? "%.3g" : "%.0f", value);
+}
+
+std::string format_number(const char* format, double value) {
+  char text[64];
+  std::snprintf(text, sizeof text, format, value);
   return text;
 }
 

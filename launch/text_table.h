@@ -13,4 +13,10 @@ using TextRow = std::vector<std::string>;
 // first.
 std::string draw_table(const std::vector<TextRow>& rows);
 
+// "0.0345", "12.3", "1234": three figures, or all of a number of a thousand and more.
+std::string three_figures(double value);
+
+// By printf's format for one number.
+std::string format_number(const char* format, double value);
+
 }  // namespace trireme

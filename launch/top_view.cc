@@ -4,10 +4,10 @@
 #include <google/protobuf/util/json_util.h>
 
 #include <algorithm>
-#include <cstdio>
 #include <nlohmann/json.hpp>
 
 #include "launch/client.h"
+#include "launch/text_table.h"
 
 namespace trireme {
 namespace {
@@ -57,19 +57,13 @@ std::string plain(const std::string& text) {
   return line;
 }
 
-std::string number(const char* format, double value) {
-  char text[48];
-  std::snprintf(text, sizeof text, format, value);
-  return text;
-}
-
 // In at most seven columns.
 std::string age_text(int64_t ms) {
   const double seconds = static_cast<double>(std::max<int64_t>(ms, 0)) / 1e3;
-  if (seconds < 99.95) return number("%.1f s", seconds);
-  if (seconds < 3600) return number("%.0f min", seconds / 60);
-  if (seconds < 100 * 3600) return number("%.0f h", seconds / 3600);
-  return number("%.0f d", std::min(seconds / 86400, 99999.0));
+  if (seconds < 99.95) return format_number("%.1f s", seconds);
+  if (seconds < 3600) return format_number("%.0f min", seconds / 60);
+  if (seconds < 100 * 3600) return format_number("%.0f h", seconds / 3600);
+  return format_number("%.0f d", std::min(seconds / 86400, 99999.0));
 }
 
 std::string ranks_text(const google::protobuf::RepeatedField<int32_t>& ranks) {
@@ -132,9 +126,9 @@ class View {
     const double share = load.blocks_total() > 0 ? double(used) / load.blocks_total() : 0;
     std::string line = "running " + std::to_string(load.running()) + "   waiting " +
                        std::to_string(load.waiting()) + "/" + std::to_string(load.max_queue()) +
-                       "   KV " + bar(share, 10) + number(" %.0f %%", 100 * share);
-    if (state_.output_rate) line += "   out " + number("%.0f/s", *state_.output_rate);
-    if (state_.prompt_rate) line += "   in " + number("%.0f/s", *state_.prompt_rate);
+                       "   KV " + bar(share, 10) + format_number(" %.0f %%", 100 * share);
+    if (state_.output_rate) line += "   out " + format_number("%.0f/s", *state_.output_rate);
+    if (state_.prompt_rate) line += "   in " + format_number("%.0f/s", *state_.prompt_rate);
     lines_.push_back(cut_line(line));
     lines_.push_back(paint(cut("tokens so far: " + std::to_string(load.prompt_tokens()) + " in, " +
                                    std::to_string(load.output_tokens()) + " out; " +

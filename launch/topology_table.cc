@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
-#include <cstdio>
 #include <map>
 #include <tuple>
 
@@ -30,17 +29,7 @@ std::string limited(Rows rows, const char* what) {
   return text;
 }
 
-std::string gigabytes(double bytes_per_s) {
-  char text[32];
-  std::snprintf(text, sizeof text, "%.3g", bytes_per_s / 1e9);
-  return text;
-}
-
-std::string number(double value) {
-  char text[32];
-  std::snprintf(text, sizeof text, value < 1000 ? "%.3g" : "%.0f", value);
-  return text;
-}
+std::string gigabytes(double bytes_per_s) { return three_figures(bytes_per_s / 1e9); }
 
 std::string class_text(const LinkSpeed& speed) {
   if (speed.link_class() == LINK_CLASS_NVL) return "NV" + std::to_string(speed.nvlinks());
@@ -87,10 +76,11 @@ std::string island_table(const Topology& topology) {
 std::string network_table(const Topology& topology) {
   Rows rows = {{"from", "to", "GB/s", "us", "measured"}};
   for (const NetworkLink& link : topology.network()) {
-    rows.push_back(
-        {link.a().empty() ? "any node" : link.a(), link.b().empty() ? "any node" : link.b(),
-         gigabytes(link.speed().bandwidth_bytes_per_s()), number(1e6 * link.speed().latency_s()),
-         link.speed().measured() ? "yes" : "nominal"});
+    rows.push_back({link.a().empty() ? "any node" : link.a(),
+                    link.b().empty() ? "any node" : link.b(),
+                    gigabytes(link.speed().bandwidth_bytes_per_s()),
+                    three_figures(1e6 * link.speed().latency_s()),
+                    link.speed().measured() ? "yes" : "nominal"});
   }
   return limited(rows, "links");
 }
@@ -117,19 +107,18 @@ std::string node_table(const Topology& topology) {
     if (group.hosts.size() > 1) {
       hosts += (group.hosts.size() > 2 ? " .. " : " ") + group.hosts.back().substr(0, 20);
     }
-    char rate[32];
-    std::snprintf(rate, sizeof rate, "%g", group.rate / 1e9);
     rows.push_back({name.empty() ? "-" : name.substr(0, 24), std::to_string(group.hosts.size()),
-                    std::to_string(group.nics), group.rate > 0 ? rate : "?", hosts});
+                    std::to_string(group.nics),
+                    group.rate > 0 ? format_number("%g", group.rate / 1e9) : "?", hosts});
   }
   return limited(rows, "groups");
 }
 
 std::string spread(std::vector<double> values) {
   std::sort(values.begin(), values.end());
-  if (values.front() == values.back()) return number(values.front());
-  return number(values.front()) + " / " + number(values[values.size() / 2]) + " / " +
-         number(values.back());
+  if (values.front() == values.back()) return three_figures(values.front());
+  return three_figures(values.front()) + " / " + three_figures(values[values.size() / 2]) + " / " +
+         three_figures(values.back());
 }
 
 // Pairs of ranks whose links are known one by one: least, median, greatest.

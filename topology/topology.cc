@@ -8,8 +8,6 @@
 #include <string>
 #include <utility>
 
-#include "kernels/base/printable.h"
-
 namespace trireme {
 
 namespace {
@@ -47,11 +45,6 @@ void share_nodes(Topology& topology, int32_t threads) {
     device.set_threads(threads > 0 ? threads : std::max(1, static_cast<int32_t>(share + 1e-6)));
     device.set_memory_bytes(device.memory_bytes() / ranks_of_host[rank.host()]);
   }
-}
-
-std::string device_label(const DeviceInfo& device) {
-  if (device.kind() == DEVICE_KIND_CUDA) return printable(device.name());
-  return device.isa() + " x" + std::to_string(device.threads());
 }
 
 std::string format_bytes(uint64_t bytes) {

@@ -26,9 +26,6 @@ Topology read_topology(const std::string& path);
 Topology topology_from_json(const std::string& json);
 std::string topology_to_json(const Topology& topology);
 
-// "NVIDIA H200", "avx512_bf16 x8"
-std::string device_label(const DeviceInfo& device);
-
 // "12.3 GiB"
 std::string format_bytes(uint64_t bytes);
 

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <ctime>
 #include <filesystem>
@@ -211,6 +212,22 @@ TEST_F(Speeds, WhatSeemsSlowIsLookedAtAgain) {
             "  devices            ranks  hosts  memory GB/s  GFLOP/s  all-reduce of 8 KiB, µs\n"
             "  avx2 x2            3      2      10           100      TP2 12\n"
             "  avx2 x2, degraded  1      b      10           20       TP2 12\n");
+}
+
+TEST(SpeedTable, SaysWhatItLeavesOut) {
+  Topology topology;
+  for (int rank = 1; rank <= 30; ++rank) {
+    RankInfo& info = *topology.add_ranks();
+    info.set_rank(rank);
+    info.set_host("a");
+    DeviceInfo& device = *info.mutable_device();
+    device.set_kind(DEVICE_KIND_CPU);
+    device.set_threads(rank);
+    device.set_speed_measured(true);
+  }
+  const std::string table = speed_table(topology);
+  EXPECT_EQ(std::count(table.begin(), table.end(), '\n'), 26) << table;
+  EXPECT_NE(table.find("  and 6 kinds more\n"), std::string::npos) << table;
 }
 
 // NCCL reads its variables when it is first used in a process, which may be here.
