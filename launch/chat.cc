@@ -142,7 +142,7 @@ void converse(Client& client, StopSignal& stop) {
     const bool lost = status.error_code() == grpc::StatusCode::UNAVAILABLE ||
                       status.error_code() == grpc::StatusCode::UNAUTHENTICATED;
     if (lost || !terminal) throw_status(status);
-    std::cerr << "trireme: " << status.error_message() << '\n';
+    std::cerr << "trireme: " << for_terminal(status.error_message()) << '\n';
   }
   if (terminal) std::cout << '\n';
 }

@@ -35,7 +35,10 @@ std::string read_file(const std::string& path, const std::string& flag) {
 }
 
 std::shared_ptr<grpc::Channel> make_channel(const ClientFlags& flags) {
-  return grpc::CreateChannel(flags.server, make_credentials(flags));
+  grpc::ChannelArguments arguments;
+  // gRPC would send even loopback by http_proxy, which many clusters set for the world outside.
+  arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
+  return grpc::CreateCustomChannel(flags.server, make_credentials(flags), arguments);
 }
 
 void wait_connected(grpc::Channel& channel, const ClientFlags& flags) {
@@ -67,11 +70,19 @@ void add_token(grpc::ClientContext& context, const std::string& token) {
   throw Error(code, "the server did not answer: " + status.error_message());
 }
 
-// What a model says may hold bytes that command a terminal.
-std::string for_terminal(std::string text) {
-  std::erase_if(text,
-                [](char c) { return (c >= 0 && c < ' ' && c != '\n' && c != '\t') || c == 0x7f; });
-  return text;
+std::string for_terminal(std::string_view text) {
+  std::string shown;
+  for (size_t i = 0; i < text.size(); ++i) {
+    const char c = text[i];
+    if ((c >= 0 && c < ' ' && c != '\n' && c != '\t') || c == 0x7f) continue;
+    // The controls of U+0080 to U+009F, which xterm obeys: U+009B is as good as an escape and [.
+    if (c == '\xc2' && i + 1 < text.size() && (text[i + 1] & 0xe0) == 0x80) {
+      ++i;
+      continue;
+    }
+    shown += c;
+  }
+  return shown;
 }
 
 }  // namespace trireme

@@ -6,6 +6,7 @@
 
 #include <memory>
 #include <string>
+#include <string_view>
 
 #include "launch/options.h"
 
@@ -14,7 +15,8 @@ namespace trireme {
 // Throws kNotFound for a file that cannot be read, naming the flag.
 std::string read_file(const std::string& path, const std::string& flag);
 
-// A connection as the flags want it, which need not stand yet. Throws kNotFound for --tls_ca.
+// A connection as the flags want it, by no proxy, which need not stand yet. Throws kNotFound for
+// --tls_ca.
 std::shared_ptr<grpc::Channel> make_channel(const ClientFlags& flags);
 // Waits until it stands. Throws kUnavailable, saying what to do.
 void wait_connected(grpc::Channel& channel, const ClientFlags& flags);
@@ -25,6 +27,6 @@ void add_token(grpc::ClientContext& context, const std::string& token);
 [[noreturn]] void throw_status(const grpc::Status& status);
 
 // What a server says may hold bytes that command a terminal.
-std::string for_terminal(std::string text);
+std::string for_terminal(std::string_view text);
 
 }  // namespace trireme
