@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 import time
 import unittest
+import unittest.mock
 from pathlib import Path
 
 import harness
@@ -50,7 +51,9 @@ class Lines(unittest.TestCase):
             self.assertIn("--enable-recovery", log)
 
     def test_a_device_each_and_a_coordinator(self):
-        status, _, log, _ = launch("--dry_run", "serve")
+        # A program without CUDA has no use for the GPUs of a job.
+        with unittest.mock.patch.dict(os.environ, {"SLURM_GPUS_ON_NODE": "7"}):
+            status, _, log, _ = launch("--dry_run", "serve")
         nodes = len(list(Path("/sys/devices/system/node").glob("node[0-9]*"))) or 1
         self.assertEqual(status, 0)
         if not Path("/proc/driver/nvidia/gpus").exists():
