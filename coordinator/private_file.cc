@@ -7,7 +7,10 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <fstream>
+#include <sstream>
 #include <string_view>
+#include <utility>
 
 #include "kernels/base/error.h"
 
@@ -45,6 +48,17 @@ void write_private_file(const std::string& path, const std::string& text, const 
   unlink(temporary.c_str());
   throw Error(Code::kFailedPrecondition,
               "cannot write " + flag + " " + path + ": " + std::strerror(error));
+}
+
+std::string read_flag_file(const std::string& path, const std::string& flag) {
+  errno = 0;
+  std::ifstream file(path, std::ios::binary);
+  std::ostringstream text;
+  if (file)
+    text << file.rdbuf();  // fails for nothing, and where reading does: a folder can be opened
+  if (file && !text.fail()) return std::move(text).str();
+  throw Error(Code::kNotFound, "cannot read " + flag + " " + path + ": " +
+                                   (errno == 0 ? "it is empty" : std::strerror(errno)));
 }
 
 }  // namespace trireme

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Small files that tell the owner of this process something: never half written, nobody else's to
-// read.
+// Files that flags name: small ones that tell the owner of this process something, never half
+// written and nobody else's to read; and those that it reads.
 #pragma once
 
 #include <string>
@@ -10,5 +10,9 @@ namespace trireme {
 // Replaces `path` by a file (0600) with this text: whole or not at all. Throws kFailedPrecondition
 // naming `flag` and the path.
 void write_private_file(const std::string& path, const std::string& text, const std::string& flag);
+
+// The whole of a file. Throws kNotFound naming `flag`, path and why: it cannot be read, or is
+// empty.
+std::string read_flag_file(const std::string& path, const std::string& flag);
 
 }  // namespace trireme

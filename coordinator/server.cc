@@ -11,8 +11,6 @@
 
 #include <cerrno>
 #include <cstring>
-#include <fstream>
-#include <iterator>
 #include <optional>
 
 #include "coordinator/private_file.h"
@@ -40,17 +38,6 @@ constexpr int kMaxReflectionThreads = 8;
                   "; choose another address with --listen (port 0 takes any free port)");
 }
 
-std::string read_pem(const std::string& flag, const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::string text((std::istreambuf_iterator<char>(file)), {});
-  if (!file || text.empty()) {
-    throw Error(Code::kNotFound, "cannot read " + flag + " " + path + ": " +
-                                     (file ? "it is empty" : std::strerror(errno)) +
-                                     "; give a PEM file");
-  }
-  return text;
-}
-
 std::shared_ptr<grpc::ServerCredentials> make_credentials(const ServerOptions& options) {
   if (options.tls_cert.empty() != options.tls_key.empty()) {
     throw Error(Code::kInvalidArgument,
@@ -66,10 +53,10 @@ std::shared_ptr<grpc::ServerCredentials> make_credentials(const ServerOptions& o
   grpc::SslServerCredentialsOptions ssl(
       options.tls_client_ca.empty() ? GRPC_SSL_DONT_REQUEST_CLIENT_CERTIFICATE
                                     : GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY);
-  ssl.pem_key_cert_pairs.push_back(
-      {read_pem("--tls_key", options.tls_key), read_pem("--tls_cert", options.tls_cert)});
+  ssl.pem_key_cert_pairs.push_back({read_flag_file(options.tls_key, "--tls_key"),
+                                    read_flag_file(options.tls_cert, "--tls_cert")});
   if (!options.tls_client_ca.empty()) {
-    ssl.pem_root_certs = read_pem("--tls_client_ca", options.tls_client_ca);
+    ssl.pem_root_certs = read_flag_file(options.tls_client_ca, "--tls_client_ca");
   }
   return grpc::SslServerCredentials(ssl);
 }

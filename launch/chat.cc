@@ -8,6 +8,7 @@
 #include <deque>
 #include <iostream>
 
+#include "coordinator/private_file.h"
 #include "kernels/base/error.h"
 #include "launch/client.h"
 #include "launch/stop_signal.h"
@@ -28,7 +29,9 @@ class Client {
     wait_connected(*channel, flags);
     stub_ = v1::Inference::NewStub(channel);
     if (!flags.system.empty()) add_turn("system", flags.system);
-    if (!flags.tools_file.empty()) request_.set_tools_json(read_file(flags.tools_file, "--tools"));
+    if (!flags.tools_file.empty()) {
+      request_.set_tools_json(read_flag_file(flags.tools_file, "--tools"));
+    }
   }
 
   // Asks, prints the answer as it comes, and remembers both. Ctrl-C ends the answer. What an error

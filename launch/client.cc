@@ -1,13 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "launch/client.h"
 
-#include <cerrno>
 #include <chrono>
-#include <cstring>
-#include <fstream>
-#include <iterator>
 
 #include "coordinator/auth.h"
+#include "coordinator/private_file.h"
 #include "kernels/base/error.h"
 
 namespace trireme {
@@ -18,21 +15,11 @@ constexpr std::chrono::seconds kConnectTime{5};
 std::shared_ptr<grpc::ChannelCredentials> make_credentials(const ClientFlags& flags) {
   if (flags.tls_ca.empty()) return grpc::InsecureChannelCredentials();
   grpc::SslCredentialsOptions ssl;
-  ssl.pem_root_certs = read_file(flags.tls_ca, "--tls_ca");
+  ssl.pem_root_certs = read_flag_file(flags.tls_ca, "--tls_ca");
   return grpc::SslCredentials(ssl);
 }
 
 }  // namespace
-
-std::string read_file(const std::string& path, const std::string& flag) {
-  std::ifstream file(path, std::ios::binary);
-  std::string text{std::istreambuf_iterator<char>(file), {}};
-  if (!file || text.empty()) {
-    throw Error(Code::kNotFound, "cannot read " + flag + " " + path + ": " +
-                                     (file ? "it is empty" : std::strerror(errno)));
-  }
-  return text;
-}
 
 std::shared_ptr<grpc::Channel> make_channel(const ClientFlags& flags) {
   grpc::ChannelArguments arguments;

@@ -12,9 +12,6 @@
 
 namespace trireme {
 
-// Throws kNotFound for a file that cannot be read, naming the flag.
-std::string read_file(const std::string& path, const std::string& flag);
-
 // A connection as the flags want it, by no proxy, which need not stand yet. Throws kNotFound for
 // --tls_ca.
 std::shared_ptr<grpc::Channel> make_channel(const ClientFlags& flags);

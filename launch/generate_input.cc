@@ -206,6 +206,10 @@ std::vector<GenerateItem> read_items(const GenerateFlags& flags) {
     if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
     items.push_back(line_item(flags.input + ":" + std::to_string(number), line, flags));
   }
+  if (file.bad()) {  // a folder, or a disk that fails: what was read is not all
+    throw Error(Code::kNotFound,
+                "cannot read --input " + flags.input + " to its end: " + std::strerror(errno));
+  }
   if (items.empty()) {
     throw Error(Code::kInvalidArgument, "--input " + flags.input + ": found no line with a prompt");
   }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "launch/plan.h"
 
+#include <cerrno>
+#include <cstring>
 #include <fstream>
 #include <iostream>
 
@@ -16,20 +18,12 @@
 namespace trireme {
 namespace {
 
-void write_file(const std::string& path, const std::string& text) {
-  std::ofstream file(path, std::ios::binary | std::ios::trunc);
-  file << text;
-  file.close();
-  if (!file) {
-    throw Error(Code::kInvalidArgument,
-                "cannot write " + path + ": the system refused; give a file that can be written");
-  }
-}
-
 int show(const Options& options, const Topology& topology, const ModelSpec& model,
          const Placement& placement) {
   const PlanFlags& flags = options.plan;
-  if (!flags.svg.empty()) write_file(flags.svg, draw_placement(topology, model, placement));
+  if (!flags.svg.empty()) {
+    write_flag_file(flags.svg, draw_placement(topology, model, placement), "--svg");
+  }
   if (flags.json) {
     std::cout << placement_to_json(placement) << '\n';
   } else if (flags.explain) {
@@ -42,8 +36,14 @@ int show(const Options& options, const Topology& topology, const ModelSpec& mode
 
 }  // namespace
 
-void save_placement(const std::string& path, const Placement& placement) {
-  write_file(path, placement_to_json(placement) + "\n");
+void write_flag_file(const std::string& path, const std::string& text, const std::string& flag) {
+  std::ofstream file(path, std::ios::binary | std::ios::trunc);
+  file << text;
+  file.close();
+  if (file) return;
+  throw Error(Code::kInvalidArgument, "cannot write " + flag + " " + path + ": " +
+                                          std::strerror(errno) +
+                                          "; give a file that can be written");
 }
 
 bool plans_for_this_job(const PlanFlags& flags) {

@@ -6,14 +6,14 @@
 #include <string>
 
 #include "launch/options.h"
-#include "proto/cluster.pb.h"
 
 namespace trireme {
 
 int plan(const Options& options);
 
-// For --device_map. Throws kInvalidArgument for a file that cannot be written.
-void save_placement(const std::string& path, const Placement& placement);
+// What a flag asks to be written: --svg, --save_plan, --nccl_xml. Throws kInvalidArgument naming
+// the flag where the file cannot be.
+void write_flag_file(const std::string& path, const std::string& text, const std::string& flag);
 
 // Whether it needs the job's other ranks.
 bool plans_for_this_job(const PlanFlags& flags);

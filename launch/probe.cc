@@ -2,10 +2,10 @@
 #include "launch/probe.h"
 
 #include <algorithm>
-#include <fstream>
 #include <iostream>
 
 #include "kernels/base/error.h"
+#include "launch/plan.h"
 #include "launch/workers.h"
 #include "topology/machine_topology.h"
 #include "topology/nccl_xml.h"
@@ -36,13 +36,7 @@ void write_nccl_file(const std::vector<Machine>& machines, const std::string& pa
                                             ": --nccl_xml describes one machine, found " +
                                             std::to_string(machines.size()));
   }
-  std::ofstream file(path);
-  file << write_nccl_xml(machines[0]);
-  file.close();
-  if (!file) {
-    throw Error(Code::kInvalidArgument,
-                "cannot write " + path + ": is its folder there, and may you write to it?");
-  }
+  write_flag_file(path, write_nccl_xml(machines[0]), "--nccl_xml");
 }
 
 }  // namespace

@@ -16,6 +16,7 @@
 #include "launch/plan.h"
 #include "launch/session.h"
 #include "launch/stop_signal.h"
+#include "topology/device_map.h"
 #include "topology/shard.h"
 
 namespace trireme {
@@ -84,7 +85,9 @@ std::string serve(const Options& options, StatusFile& status_file) {
     throw;
   }
   service.announce(job->topology(), job->placement(), job->engine());
-  if (!flags.save_plan.empty()) save_placement(flags.save_plan, job->placement());
+  if (!flags.save_plan.empty()) {
+    write_flag_file(flags.save_plan, placement_to_json(job->placement()) + "\n", "--save_plan");
+  }
   std::cerr << placement_table(job->topology(), job->model(), job->placement());
   status_file.set_state(StatusFile::State::kLoading);
   try {

@@ -56,5 +56,28 @@ TEST(PrivateFile, WhatDoesNotFitLeavesTheOldOneAndSaysWhy) {
   std::filesystem::remove_all(folder);
 }
 
+TEST(PrivateFile, WhatCannotBeReadIsNamedWithItsFlagAndWhy) {
+  const std::filesystem::path folder =
+      std::filesystem::temp_directory_path() / ("trireme-flag-file-" + std::to_string(getpid()));
+  std::filesystem::create_directory(folder);
+  const std::string path = folder / "file";
+  const auto refusal = [&](const std::string& file) -> std::string {
+    try {
+      return read_flag_file(file, "--tls_key");
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), Code::kNotFound);
+      return error.what();
+    }
+  };
+  EXPECT_EQ(refusal(path), "cannot read --tls_key " + path + ": " + std::strerror(ENOENT));
+  EXPECT_EQ(refusal(folder),
+            "cannot read --tls_key " + folder.string() + ": " + std::strerror(EISDIR));
+  std::ofstream(path) << "";
+  EXPECT_EQ(refusal(path), "cannot read --tls_key " + path + ": it is empty");
+  std::ofstream(path) << "a key\n";
+  EXPECT_EQ(refusal(path), "a key\n");
+  std::filesystem::remove_all(folder);
+}
+
 }  // namespace
 }  // namespace trireme

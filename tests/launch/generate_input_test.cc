@@ -118,6 +118,13 @@ TEST_F(InputFile, MissingOrEmpty) {
   flags.input = "/nonexistent/file";
   EXPECT_THROW(read_items(flags), Error);
   EXPECT_THROW(read("\n \n"), Error);
+  flags.input = testing::TempDir();  // opens, and cannot be read
+  try {
+    read_items(flags);
+    ADD_FAILURE() << "a folder was taken";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), Code::kNotFound) << error.what();
+  }
 }
 
 }  // namespace
