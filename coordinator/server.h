@@ -30,7 +30,7 @@ class Server {
   // kFailedPrecondition (the address is taken). `service` must outlive this; its health listener is
   // set here.
   Server(const ServerOptions& options, Service& service);
-  ~Server();  // shutdown(), without grace
+  ~Server();  // shutdown(), with a moment for refusals that are on their way
   Server(const Server&) = delete;
 
   // As clients reach it, with the port that the kernel chose.
