@@ -37,7 +37,7 @@ constexpr const char* kAboutTrireme =
 
 constexpr const char* kExamples = R"(Examples:
   trireme serve --model PATH                        one process, 127.0.0.1:50051
-  mpirun -n 3 trireme serve --model PATH            two workers, each with half of the layers
+  mpirun -n 3 --bind-to none trireme serve --model PATH   two workers, with all cores
   trireme chat "What is the capital of France?"     asks that server
   trireme generate --model PATH --chat "Hello"      no server at all
 
@@ -48,7 +48,7 @@ constexpr const char* kServeExamples = R"(Examples:
   trireme serve --model PATH --listen 127.0.0.1:0 --address_file server.addr
   trireme serve --model PATH --listen unix:/run/user/1000/trireme.sock
   trireme serve --model PATH --listen 0.0.0.0:50051 --tls_cert c.pem --tls_key k.pem --token_file token
-  mpirun -n 5 trireme serve --model PATH --pp 2 --tp 2
+  mpirun -n 5 --bind-to none trireme serve --model PATH --pp 2 --tp 2
 
 Ends on SIGTERM or Ctrl-C: takes no more requests, lets those that run finish for up to --drain_limit.
 A second signal ends it at once.)";
@@ -57,7 +57,7 @@ constexpr const char* kGenerateExamples = R"(Examples:
   trireme generate --model PATH --prompt "Once upon a time" --max_tokens 50
   trireme generate --model PATH --chat "Name a prime." --temperature 0.8 --top_p 0.9 --seed 7
   trireme generate --model PATH --prompt_ids 1,2,3 --json --logprobs 5
-  mpirun -n 3 trireme generate --model PATH --input prompts.jsonl --json > answers.jsonl
+  mpirun -n 3 --bind-to none trireme generate --model PATH --input prompts.jsonl --json > answers.jsonl
 
 A line of --input: {"prompt": "…"} or {"chat": "…"} or {"prompt_ids": […]}, and where it differs from
 the flags: max_tokens, min_tokens, temperature, top_p, top_k, min_p, repetition_penalty,
