@@ -37,17 +37,30 @@ bool write_new_file(const std::string& path, std::string_view text) {
   return close(fd) == 0;
 }
 
+// Beside the file that it is to become.
+std::string temporary_of(const std::string& path) { return path + "." + std::to_string(getpid()); }
+
+[[noreturn]] void cannot_write(const std::string& path, const std::string& flag) {
+  const int error = errno;
+  unlink(temporary_of(path).c_str());
+  throw Error(Code::kFailedPrecondition,
+              "cannot write " + flag + " " + path + ": " + std::strerror(error));
+}
+
 }  // namespace
 
 void write_private_file(const std::string& path, const std::string& text, const std::string& flag) {
-  const std::string temporary = path + "." + std::to_string(getpid());
+  const std::string temporary = temporary_of(path);
   unlink(temporary.c_str());
   const bool written = write_new_file(temporary, text);
-  if (written && rename(temporary.c_str(), path.c_str()) == 0) return;
-  const int error = errno;
+  if (!written || rename(temporary.c_str(), path.c_str()) != 0) cannot_write(path, flag);
+}
+
+void require_writable(const std::string& path, const std::string& flag) {
+  const std::string temporary = temporary_of(path);
   unlink(temporary.c_str());
-  throw Error(Code::kFailedPrecondition,
-              "cannot write " + flag + " " + path + ": " + std::strerror(error));
+  if (!write_new_file(temporary, "")) cannot_write(path, flag);
+  unlink(temporary.c_str());
 }
 
 std::string read_flag_file(const std::string& path, const std::string& flag) {

@@ -11,6 +11,9 @@ namespace trireme {
 // naming `flag` and the path.
 void write_private_file(const std::string& path, const std::string& text, const std::string& flag);
 
+// Throws as that would for want of a folder or of permission, before there is anything to write.
+void require_writable(const std::string& path, const std::string& flag);
+
 // The whole of a file. Throws kNotFound naming `flag`, path and why: it cannot be read, or is
 // empty.
 std::string read_flag_file(const std::string& path, const std::string& flag);

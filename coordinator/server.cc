@@ -134,6 +134,8 @@ Server::Server(const ServerOptions& options, Service& service)
   const bool tls = !options.tls_cert.empty();
   check_exposure(listen_, {options.has_token, tls, tls && !options.tls_client_ca.empty(),
                            options.allow_insecure});
+  // Known at once, and not when the model has been loaded.
+  if (!options_.address_file.empty()) require_writable(options_.address_file, "--address_file");
   const auto credentials = make_credentials(options);
   if (listen_.is_unix) clear_stale_socket(listen_);
 

@@ -27,8 +27,8 @@ inline constexpr int kMaxMessageBytes = 4 << 20;
 class Server {
  public:
   // Binds and answers at once. Throws kInvalidArgument (options), kNotFound (a TLS file) or
-  // kFailedPrecondition (the address is taken). `service` must outlive this; its health listener is
-  // set here.
+  // kFailedPrecondition (the address is taken, --address_file cannot be written). `service` must
+  // outlive this; its health listener is set here.
   Server(const ServerOptions& options, Service& service);
   ~Server();  // shutdown(), with a moment for refusals that are on their way
   Server(const Server&) = delete;

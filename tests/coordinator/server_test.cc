@@ -239,8 +239,12 @@ TEST(Server, AddressFileIsPrivateAndGoesAway) {
     EXPECT_EQ(mode_of(options.server.address_file), 0600u);
   }
   EXPECT_FALSE(std::filesystem::exists(options.server.address_file));
+  // Known before a model is loaded.
   options.server.address_file = folder / "no/such/folder";
+  EXPECT_THROW(const Harness harness(options), Error);
+  options.server.address_file = folder / "address";
   const Harness harness(options);
+  std::filesystem::remove_all(folder / "");
   EXPECT_THROW(harness.server_->publish_address(), Error);
 }
 
