@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+// `trireme chat`: the worked example of a client.
 #pragma once
 
 #include "launch/options.h"
@@ -6,7 +7,7 @@
 namespace trireme {
 
 // Asks a server one question, or holds a conversation on stdin and stdout. Knows nothing of the
-// server but the proto: the worked example of a client. Returns 0; throws Error. REQUIRES: no other
+// server but the proto. Returns 0; throws Error. REQUIRES: no other
 // thread yet.
 int chat(const ChatFlags& flags);
 

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+// `trireme generate`: answers without a server.
 #pragma once
 
 #include "launch/options.h"

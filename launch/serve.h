@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+// `trireme serve`: a port, a job, and a session from its first request to its last.
 #pragma once
 
 #include <string>

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+// `trireme top`: a server's ranks and load, live.
 #pragma once
 
 #include "launch/options.h"

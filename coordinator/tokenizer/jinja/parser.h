@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+// From the tokens of a template to its tree: statements here, expressions in a class of their own.
 #pragma once
 
 #include <vector>
