@@ -9,6 +9,7 @@
 #include <filesystem>
 #include <fstream>
 #include <functional>
+#include <optional>
 #include <set>
 #include <thread>
 #include <vector>
@@ -250,12 +251,14 @@ std::unique_ptr<Workers> form_workers(const Options& options) {
     }
     return workers;
   }
-  const int64_t count = int64_t{flags.tp.value_or(1)} * flags.pp.value_or(1) * flags.dp.value_or(1);
   constexpr int64_t kMaxThreads = 256;
-  if (count < 1 || count > kMaxThreads) {
+  int64_t count = 1;
+  for (const std::optional<int32_t>& degree : {flags.tp, flags.pp, flags.dp}) {
+    count *= degree.value_or(1);
+    if (count >= 1 && count <= kMaxThreads) continue;  // three degrees may be beyond 64 bits
     throw Error(Code::kInvalidArgument,
                 "cannot start: --tp x --pp x --dp is " + std::to_string(count) +
-                    ", without a launcher it must be 1 to " + std::to_string(kMaxThreads));
+                    " or more, without a launcher it must be 1 to " + std::to_string(kMaxThreads));
   }
   auto workers = std::make_unique<LocalWorkers>(static_cast<int>(count), options);
   workers->greet(introduce(0, options, ""), options);

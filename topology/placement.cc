@@ -33,8 +33,8 @@ Degrees choose_degrees(int32_t workers, const ModelSpec& model, const PlacementO
     degrees.pp = static_cast<int32_t>(
         std::clamp<int64_t>(workers / std::max<int64_t>(fixed, 1), 1, model.num_layers()));
   }
-  // Three flags' product may be more than an integer holds.
-  const auto needed = static_cast<int64_t>(std::min(9e18, static_cast<double>(fixed) * degrees.pp));
+  // Three degrees may be beyond 64 bits; nobody has as many workers as two may be.
+  const int64_t needed = std::min<int64_t>(fixed, INT32_MAX) * degrees.pp;
   if (needed > workers) {
     throw Error(Code::kInvalidArgument,
                 "cannot place the model: tp " + std::to_string(degrees.tp) + " x pp " +

@@ -7,8 +7,10 @@
 
 #include <filesystem>
 #include <fstream>
+#include <string>
 #include <utility>
 
+#include "kernels/base/error.h"
 #include "tests/coordinator/engine_fixture.h"
 #include "topology/device_map.h"
 
@@ -45,6 +47,24 @@ TEST(Job, ServesWhatItsKvBlocksHold) {
   EXPECT_NO_THROW(job.engine().submit(std::move(prepared.request)));
   job.engine().stop("the test ends");
   EXPECT_EQ(sink->end, "UNAVAILABLE");
+}
+
+TEST(Job, HasNoMoreThreadsThanItMay) {
+  Options options;
+  options.command = Options::Command::kServe;
+  options.placement.model = TRIREME_SOURCE_DIR "/tests/data/tiny-llama3";
+  // In 64 bits the product of these is 4.
+  options.placement.tp = 769546;
+  options.placement.pp = 494770;
+  options.placement.dp = 48448661;
+  try {
+    const Job job(options);
+    ADD_FAILURE() << "it was formed";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), Code::kInvalidArgument);
+    EXPECT_NE(std::string(error.what()).find("it must be 1 to 256"), std::string::npos)
+        << error.what();
+  }
 }
 
 }  // namespace
