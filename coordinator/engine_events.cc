@@ -13,6 +13,7 @@ namespace trireme {
 namespace {
 
 constexpr int kMaxEventsPerTurn = 1024;  // requests and deadlines have their turn too
+constexpr int kMaxBlamed = 1024;         // of a report: a rank's peers are few
 constexpr std::chrono::milliseconds kJudgeInterval{150};
 constexpr std::chrono::milliseconds kTellInterval{500};
 
@@ -109,7 +110,8 @@ void Engine::take_message(int rank_number, const FromWorker& message, Rank& rank
       const auto code = static_cast<Code>(failed.code());
       Loss loss{Code::kUnavailable, rank.name + " failed: " + line_of_rank(failed.message())};
       loss.consequence = code == Code::kCancelled || code == Code::kUnavailable;
-      loss.blamed.assign(failed.waiting_for().begin(), failed.waiting_for().end());
+      const int blamed = std::min(failed.waiting_for_size(), kMaxBlamed);
+      loss.blamed.assign(failed.waiting_for().begin(), failed.waiting_for().begin() + blamed);
       note_loss(rank_number, rank, std::move(loss), now);
       return;
     }

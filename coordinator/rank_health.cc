@@ -13,6 +13,9 @@ namespace {
 constexpr std::chrono::seconds kAftermath{5};
 // A rank from elsewhere may claim to wait for very many; a line of the log is enough for a few.
 constexpr int kMaxNamed = 8;
+// And a rank's peers are few: more would be looked through at every judgement, and told to every
+// client that watches.
+constexpr int kMaxPeers = 1024;
 
 bool waits(const RankRecord& rank) { return rank.beat.waiting_for_size() > 0; }
 
@@ -99,6 +102,7 @@ void note_heartbeat(RankRecord& rank, const Heartbeat& beat, Clock::time_point n
   if (moves) rank.moved = now;
   rank.heard = now;
   rank.beat = beat;
+  if (beat.waiting_for_size() > kMaxPeers) rank.beat.mutable_waiting_for()->Truncate(kMaxPeers);
 }
 
 std::vector<Verdict> judge(std::span<const RankRecord> ranks, Clock::time_point now) {

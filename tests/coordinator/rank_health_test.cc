@@ -250,6 +250,15 @@ TEST_F(RosterTest, ServesAsLongAsAReplicaIsWhole) {
   hear(77, ChannelEvent::Kind::kClosed);  // harms nobody
 }
 
+TEST_F(RosterTest, OfTheRanksThatOneClaimsToWaitForAFewAreKept) {
+  ChannelEvent event{2, ChannelEvent::Kind::kMessage, {}, ""};
+  for (int i = 0; i < 1'000'000; ++i) event.message.mutable_heartbeat()->add_waiting_for(i);
+  roster_->hear(event, now_);
+  const v1::RankHealth rank = roster_->health(now_).ranks(1);
+  EXPECT_EQ(rank.waiting_for_size(), 1024);
+  EXPECT_EQ(rank.waiting_for(1), 1);
+}
+
 TEST_F(RosterTest, OneFailureIsTheFirst) {
   hear(2, ChannelEvent::Kind::kClosed, "reset");
   EXPECT_TRUE(roster_->note_failure(2, "rank 2 (host h2, stage 1) is lost: reset", now_));
