@@ -67,8 +67,8 @@ std::string read_flag_file(const std::string& path, const std::string& flag) {
   errno = 0;
   std::ifstream file(path, std::ios::binary);
   std::ostringstream text;
-  if (file)
-    text << file.rdbuf();  // fails for nothing, and where reading does: a folder can be opened
+  // Fails for nothing at all, and where reading does: a folder can be opened.
+  if (file) text << file.rdbuf();
   if (file && !text.fail()) return std::move(text).str();
   throw Error(Code::kNotFound, "cannot read " + flag + " " + path + ": " +
                                    (errno == 0 ? "it is empty" : std::strerror(errno)));
