@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <map>
+#include <set>
 #include <thread>
 
 #include "kernels/backend.h"
@@ -118,6 +119,34 @@ std::string rank_name(int rank, const std::vector<std::string>& hosts) {
   const auto index = static_cast<size_t>(rank);
   const bool known = rank >= 0 && index < hosts.size() && !hosts[index].empty();
   return "rank " + std::to_string(rank) + (known ? " on " + hosts[index] : "");
+}
+
+std::string describe_unused_cores(const Topology& topology, const std::vector<Machine>& machines) {
+  std::map<std::string, std::set<int>> used;  // by host
+  for (const RankInfo& rank : topology.ranks()) {
+    if (rank.device().kind() != DEVICE_KIND_CPU) continue;
+    used[rank.host()].insert(rank.device().cpus().begin(), rank.device().cpus().end());
+  }
+  std::string first;
+  int more = 0;
+  for (const Machine& machine : machines) {
+    size_t cores = 0;
+    for (const NumaNode& node : machine.numa) cores += node.cores.size();
+    const auto found = used.find(machine.host);
+    if (found == used.end() || found->second.empty()) continue;
+    if (2 * found->second.size() > cores) continue;
+    if (!first.empty()) {
+      ++more;
+      continue;
+    }
+    first = "the ranks on " + machine.host + " may run on " + std::to_string(found->second.size()) +
+            " of its " + std::to_string(cores) + " cores";
+  }
+  if (first.empty()) return "";
+  if (more > 0) first += ", as on " + std::to_string(more) + " more";
+  return first +
+         ": where this job has more, its launcher binds them; mpirun --bind-to none, and srun "
+         "--cpu-bind=none, leave them all";
 }
 
 void require_life(const ChannelEvent& event, const std::vector<std::string>& hosts) {

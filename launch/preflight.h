@@ -9,6 +9,7 @@
 
 #include "launch/options.h"
 #include "proto/micro_batch.pb.h"
+#include "topology/machine.h"
 #include "worker/comm/channel.h"
 
 namespace trireme {
@@ -25,6 +26,10 @@ std::string rank_name(int rank, const std::vector<std::string>& hosts);
 // for ranks that disagree, naming field, values, ranks and hosts.
 std::vector<Hello> greet(Channel& channel, int count, const Hello& own,
                          const std::vector<std::string>& hosts, std::chrono::milliseconds timeout);
+
+// A sentence where the CPU ranks of a host may run on half of its cores or fewer: launchers bind
+// unless they are told not to, Open MPI to one core each. Empty: nowhere.
+std::string describe_unused_cores(const Topology& topology, const std::vector<Machine>& machines);
 
 // Throws kUnavailable for an event that ends a start: a rank's end, or its failure.
 void require_life(const ChannelEvent& event, const std::vector<std::string>& hosts);

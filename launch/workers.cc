@@ -221,6 +221,8 @@ void Workers::greet(const Hello& own, const Options& options) {
                   own.facts().must_agree_size(),
                   std::chrono::duration<double>(SteadyClock::now() - begun_).count());
     log_info(text);
+    const std::string unused = describe_unused_cores(topology_, machines_);
+    if (!unused.empty()) log_warn(unused);
   }
   const bool shown = options.command == Options::Command::kProbe;
   const bool planned = flags.device_map == "auto" && count() > 1;
