@@ -6,7 +6,6 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -19,71 +18,15 @@
 
 #include "kernels/backend.h"
 #include "kernels/base/error.h"
-#include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/cuda_device.h"
 #include "kernels/cuda/cuda_stream.h"
 #include "tests/gpu/device_speed.h"
+#include "tests/gpu/paged_attention.h"
 #include "tests/support/bars.h"
 
 namespace {
 
 using namespace trireme;
-using cuda::cuda_check;
-
-constexpr int32_t kHeads = 32, kKvHeads = 2, kHeadDim = 128, kBlock = 16;
-
-// A decode step's attention in one layer: `sequences`, each with a context of `context`.
-class Attention {
- public:
-  Attention(Backend& backend, const Noise& noise, int32_t sequences, int32_t context)
-      : backend_(backend), sequences_(sequences) {
-    const int32_t blocks = (context + kBlock - 1) / kBlock;
-    kv_ = {nullptr,  nullptr, nullptr, nullptr, 0, DType::kBF16, sequences * blocks,
-           kKvHeads, kBlock,  kHeadDim};
-    const int64_t half = int64_t{kv_.num_blocks} * kKvHeads * kBlock * kHeadDim * 2;
-    cache_ = backend.allocate(static_cast<size_t>(2 * half));
-    kv_.k = cache_.data();
-    kv_.v = static_cast<std::byte*>(cache_.data()) + half;
-    std::vector<int32_t> begin, contexts, tables;
-    for (int32_t s = 0; s <= sequences; ++s) begin.push_back(s);
-    contexts.assign(static_cast<size_t>(sequences), context);
-    for (int32_t i = 0; i < kv_.num_blocks; ++i) tables.push_back((i * 7919) % kv_.num_blocks);
-    view_.num_tokens = view_.num_sequences = sequences;
-    view_.max_blocks = blocks;
-    view_.max_queries = 1;
-    view_.max_context = context;
-    view_.query_begin = upload(begin);
-    view_.context = upload(contexts);
-    view_.block_tables = upload(tables);
-    const int64_t values = int64_t{sequences} * kHeads * kHeadDim;
-    q_ = backend.allocate(static_cast<size_t>(values * 4));
-    y_ = backend.allocate(static_cast<size_t>(values * 2));
-    noise.fill(cache_);
-    noise.fill(q_);
-  }
-  void run() {
-    constexpr int64_t kCols = int64_t{kHeads} * kHeadDim;
-    backend_.attention(Tensor(y_.data(), DType::kBF16, sequences_, kCols),
-                       Tensor(q_.data(), DType::kF32, sequences_, kCols), kv_, view_,
-                       {0, 0, kHeads / kKvHeads}, {1 / std::sqrt(128.0f), 0, 0});
-  }
-  double bytes() const { return static_cast<double>(cache_.bytes()); }
-
- private:
-  const int32_t* upload(const std::vector<int32_t>& values) {
-    arrays_.push_back(backend_.allocate(values.size() * sizeof(int32_t)));
-    backend_.upload(arrays_.back().data(), values.data(), values.size() * sizeof(int32_t));
-    backend_.synchronize();
-    return static_cast<const int32_t*>(arrays_.back().data());
-  }
-
-  Backend& backend_;
-  const int32_t sequences_;
-  KvLayer kv_;
-  BatchView view_;
-  Buffer cache_, q_, y_;
-  std::vector<Buffer> arrays_;
-};
 
 // Layers of int8 or int4 beside those of bf16, in the same round.
 class Integers {
@@ -131,11 +74,10 @@ int run_bench(int rounds, int layers) {
   }
   // Of several layers, so that a launch is no part of what is measured, nor the cache.
   constexpr int kLayers = 16;
-  std::deque<Attention> many, one;
-  for (int layer = 0; layer < kLayers; ++layer) {
-    many.emplace_back(*backend, noise, 64, 1024);
-    one.emplace_back(*backend, noise, 1, 8192);
-  }
+  const AttentionShape of_many{.sequences = 64, .context = 1024};
+  const AttentionShape of_one{.context = 8192};
+  PagedAttention many(*backend, noise, of_many, kLayers);
+  PagedAttention one(*backend, noise, of_one, kLayers);
   std::map<std::string, std::vector<double>> found;
   for (int round = -1; round < rounds; ++round) {  // the first one chooses algorithms
     const double copied = copy.measure(watch);
@@ -149,11 +91,13 @@ int run_bench(int rounds, int layers) {
     const double m64 = of_copy(matrices.bytes(), [&] { matrices.multiply(64, true); });
     const double rate =
         matrices.operations(kPrefill) / watch.time([&] { matrices.multiply(kPrefill, false); });
-    const auto run_all = [](std::deque<Attention>& all) {
-      for (Attention& layer : all) layer.run();
+    const auto attend = [&](PagedAttention& attention, const AttentionShape& shape) {
+      return of_copy(2.0 * kLayers * static_cast<double>(shape.bytes_of_keys()), [&] {
+        for (int layer = 0; layer < kLayers; ++layer) attention.run(layer);
+      });
     };
-    const double a64 = of_copy(kLayers * many.front().bytes(), [&] { run_all(many); });
-    const double a1 = of_copy(kLayers * one.front().bytes(), [&] { run_all(one); });
+    const double a64 = attend(many, of_many);
+    const double a1 = attend(one, of_one);
     for (Integers& all : integers) all.measure(watch, matrices, copied, round >= 0);
     if (round < 0) continue;
     found["copy, GB/s"].push_back(copied / 1e9);
