@@ -94,7 +94,7 @@ TEST(Tidy, CoordinatorKnowsOnlyTheKernelsBase) {
 // Vendor headers have a home each.
 TEST(Tidy, VendorHeadersStayHome) {
   const std::vector<std::pair<std::regex, std::vector<std::string>>> homes = {
-      {std::regex("#include <(cuda|cublas|nccl)"),
+      {std::regex("#include <(cuda|cublas|cudnn|nccl)"),
        {"kernels/cuda/", "worker/comm/nccl", "tests/gpu/", "tests/support/cuda_emulation/",
         "tests/worker/nccl/"}},
       {std::regex("#include <mpi\\.h>"),

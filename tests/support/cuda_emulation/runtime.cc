@@ -4,6 +4,7 @@
 #include <cuda_runtime_api.h>
 
 #include <atomic>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -11,6 +12,7 @@
 #include "tests/support/cuda_emulation/graphs.h"
 #include "tests/support/cuda_emulation/memory.h"
 
+using std::chrono::steady_clock;
 using trireme::cuda::emulation::choose_device;
 using trireme::cuda::emulation::chosen_device;
 using trireme::cuda::emulation::DeviceAccess;
@@ -95,14 +97,27 @@ cudaError_t cudaStreamQuery(cudaStream_t) {
 cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
-  static int any;
-  *event = reinterpret_cast<cudaEvent_t>(&any);
+  *event = reinterpret_cast<cudaEvent_t>(new steady_clock::time_point);
   return cudaSuccess;
 }
-cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
+cudaError_t cudaEventCreate(cudaEvent_t* event) { return cudaEventCreateWithFlags(event, 0); }
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t) {
+  *reinterpret_cast<steady_clock::time_point*>(event) = steady_clock::now();
+  return cudaSuccess;
+}
+cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t begin, cudaEvent_t end) {
+  *ms =
+      std::chrono::duration<float, std::milli>(*reinterpret_cast<steady_clock::time_point*>(end) -
+                                               *reinterpret_cast<steady_clock::time_point*>(begin))
+          .count();
+  return cudaSuccess;
+}
 cudaError_t cudaEventQuery(cudaEvent_t) { return stalled ? cudaErrorNotReady : unless_recording(); }
 cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
-cudaError_t cudaEventDestroy(cudaEvent_t) { return cudaSuccess; }
+cudaError_t cudaEventDestroy(cudaEvent_t event) {
+  delete reinterpret_cast<steady_clock::time_point*>(event);
+  return cudaSuccess;
+}
 
 cudaError_t cudaGetLastError() { return cudaSuccess; }
 const char* cudaGetErrorString(cudaError_t) { return "an error of the emulated runtime"; }
