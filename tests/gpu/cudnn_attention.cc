@@ -59,8 +59,9 @@ struct HeadsFirst {
 
 class FusedAttention final : public Cudnn::Attention {
  public:
-  FusedAttention(cudnnHandle_t handle, const AttentionShape& shape, CacheLayout layout)
-      : handle_(handle), paged_(layout == CacheLayout::kPaged) {
+  FusedAttention(cudnnHandle_t handle, const AttentionShape& shape, CacheLayout layout,
+                 fe::AttentionImplementation_t implementation)
+      : handle_(handle), paged_(layout == CacheLayout::kPaged), implementation_(implementation) {
     graph_.set_io_data_type(fe::DataType_t::BFLOAT16)
         .set_intermediate_data_type(fe::DataType_t::FLOAT)
         .set_compute_data_type(fe::DataType_t::FLOAT);
@@ -114,6 +115,7 @@ class FusedAttention final : public Cudnn::Attention {
     auto options = fe::graph::SDPA_attributes()
                        .set_name("attention")
                        .set_generate_stats(false)
+                       .set_implementation(implementation_)
                        .set_attn_scale(shape.scale());
     if (shape.queries > 1) {  // a single one sees all
       const bool square = shape.queries == shape.context;
@@ -147,6 +149,7 @@ class FusedAttention final : public Cudnn::Attention {
 
   cudnnHandle_t handle_;
   const bool paged_;
+  const fe::AttentionImplementation_t implementation_;
   fe::graph::Graph graph_;
   Buffer workspace_;
 };
@@ -189,9 +192,22 @@ std::string Cudnn::description() const { return state_->description; }
 
 std::unique_ptr<Cudnn::Attention> Cudnn::attention(Backend& backend, const AttentionShape& shape,
                                                    CacheLayout layout) {
-  auto made = std::make_unique<FusedAttention>(state_->handle, shape, layout);
-  made->choose_plan(backend);
-  return made;
+  using enum fe::AttentionImplementation_t;
+  const auto make = [&](fe::AttentionImplementation_t implementation) {
+    auto made = std::make_unique<FusedAttention>(state_->handle, shape, layout, implementation);
+    made->choose_plan(backend);
+    return made;
+  };
+  // What the frontend chooses by itself has engines for Blackwell alone (cuDNN 9.19, one query).
+  try {
+    return make(COMPOSITE);
+  } catch (const Error& error) {
+    try {
+      return make(UNIFIED);
+    } catch (const std::exception&) {
+      throw error;
+    }
+  }
 }
 
 }  // namespace trireme
