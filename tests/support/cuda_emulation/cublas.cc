@@ -50,8 +50,8 @@ struct Cublas::State {};
 Cublas::Cublas(bool) {}
 Cublas::~Cublas() = default;
 
-void Cublas::multiply(cudaStream_t, const Product& product) {
-  emulation::perform([product] { multiply_now(product); });
+void Cublas::multiply(cudaStream_t stream, const Product& product) {
+  emulation::perform(stream, [product] { multiply_now(product); });
 }
 
 }  // namespace trireme::cuda

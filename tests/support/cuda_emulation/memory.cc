@@ -119,7 +119,7 @@ namespace emulation = trireme::cuda::emulation;
 extern "C" {
 
 cudaError_t cudaMalloc(void** data, size_t bytes) {
-  if (emulation::recording()) return cudaErrorStreamCaptureUnsupported;
+  if (emulation::spoils_recording()) return cudaErrorStreamCaptureUnsupported;
   if (bytes == 0) {
     *data = nullptr;
     return cudaSuccess;
@@ -142,7 +142,8 @@ cudaError_t cudaMalloc(void** data, size_t bytes) {
 
 cudaError_t cudaFree(void* data) {
   if (data == nullptr) return cudaSuccess;
-  if (emulation::recording()) return cudaErrorStreamCaptureUnsupported;
+  if (emulation::spoils_recording()) return cudaErrorStreamCaptureUnsupported;
+  emulation::wait_for_own_streams();
   auto& memory = emulation::memory();
   const std::lock_guard lock(memory.mutex);
   const auto found = memory.allocations.find(data);

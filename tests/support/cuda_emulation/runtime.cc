@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The few functions of the CUDA runtime that the backend calls, over host memory. Everything is
-// done when a call returns. Of its devices there are two, alike, if nobody says more.
+// The few functions of the CUDA runtime that the backend calls, over host memory. Everything but
+// graphs (graphs.h) is done when a call returns. Of its devices there are two, alike, if nobody
+// says more.
 #include <cuda_runtime_api.h>
 
 #include <atomic>
@@ -17,7 +18,9 @@ using trireme::cuda::emulation::choose_device;
 using trireme::cuda::emulation::chosen_device;
 using trireme::cuda::emulation::DeviceAccess;
 using trireme::cuda::emulation::perform;
-using trireme::cuda::emulation::recording;
+using trireme::cuda::emulation::spoils_recording;
+using trireme::cuda::emulation::Stream;
+using trireme::cuda::emulation::wait_for_stream;
 
 namespace {
 std::atomic<bool> stalled{false};
@@ -25,7 +28,7 @@ std::atomic<int> num_devices{2};
 
 // Of what a recording thread may not do.
 cudaError_t unless_recording() {
-  return recording() ? cudaErrorStreamCaptureUnsupported : cudaSuccess;
+  return spoils_recording() ? cudaErrorStreamCaptureUnsupported : cudaSuccess;
 }
 }  // namespace
 
@@ -46,8 +49,8 @@ cudaError_t cudaFreeHost(void* data) {
   return cudaSuccess;
 }
 
-cudaError_t cudaMemsetAsync(void* data, int value, size_t bytes, cudaStream_t) {
-  perform([=] {
+cudaError_t cudaMemsetAsync(void* data, int value, size_t bytes, cudaStream_t stream) {
+  perform(stream, [=] {
     const DeviceAccess access;
     std::memset(data, value, bytes);
   });
@@ -55,8 +58,8 @@ cudaError_t cudaMemsetAsync(void* data, int value, size_t bytes, cudaStream_t) {
 }
 
 cudaError_t cudaMemset2DAsync(void* data, size_t pitch, int value, size_t width, size_t height,
-                              cudaStream_t) {
-  perform([=] {
+                              cudaStream_t stream) {
+  perform(stream, [=] {
     const DeviceAccess access;
     for (size_t row = 0; row < height; ++row) {
       std::memset(static_cast<char*>(data) + row * pitch, value, width);
@@ -66,8 +69,8 @@ cudaError_t cudaMemset2DAsync(void* data, size_t pitch, int value, size_t width,
 }
 
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind,
-                            cudaStream_t) {
-  perform([=] {
+                            cudaStream_t stream) {
+  perform(stream, [=] {
     const DeviceAccess access;
     std::memcpy(to, from, bytes);
   });
@@ -75,8 +78,8 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
 }
 
 cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch,
-                              size_t width, size_t height, cudaMemcpyKind, cudaStream_t) {
-  perform([=] {
+                              size_t width, size_t height, cudaMemcpyKind, cudaStream_t stream) {
+  perform(stream, [=] {
     const DeviceAccess access;
     for (size_t row = 0; row < height; ++row) {
       std::memcpy(static_cast<char*>(to) + row * to_pitch,
@@ -86,22 +89,24 @@ cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_
   return cudaSuccess;
 }
 
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
-  *stream = nullptr;
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  if (spoils_recording()) return cudaErrorStreamCaptureUnsupported;
+  wait_for_stream(stream);
   return cudaSuccess;
 }
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return unless_recording(); }
-cudaError_t cudaStreamQuery(cudaStream_t) {
-  return stalled ? cudaErrorNotReady : unless_recording();
+cudaError_t cudaStreamQuery(cudaStream_t stream) {
+  if (spoils_recording()) return cudaErrorStreamCaptureUnsupported;
+  const bool busy = reinterpret_cast<Stream*>(stream)->busy();
+  return stalled || busy ? cudaErrorNotReady : cudaSuccess;
 }
-cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
   *event = reinterpret_cast<cudaEvent_t>(new steady_clock::time_point);
   return cudaSuccess;
 }
 cudaError_t cudaEventCreate(cudaEvent_t* event) { return cudaEventCreateWithFlags(event, 0); }
-cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t) {
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  wait_for_stream(stream);
   *reinterpret_cast<steady_clock::time_point*>(event) = steady_clock::now();
   return cudaSuccess;
 }

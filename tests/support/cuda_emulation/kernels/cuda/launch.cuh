@@ -45,8 +45,8 @@ void run(dim3 grid, int threads, size_t shared_bytes, const std::function<void()
 
 template <typename... Parameters, typename... Arguments>
 void launch(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes,
-            cudaStream_t, Arguments... arguments) {
-  emulation::perform([=] {
+            cudaStream_t stream, Arguments... arguments) {
+  emulation::perform(stream, [=] {
     emulation::run(grid, threads, shared_bytes,
                    [&] { kernel(static_cast<Parameters>(arguments)...); });
   });
