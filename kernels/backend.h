@@ -140,6 +140,9 @@ class Backend {
     (void)key;
     operations();
   }
+  // Forgets the recordings; of one that is being made replay() throws what `operations` throws
+  // next. Before that goes which recordings hold on to, as they do to NCCL's communicators.
+  virtual void drop_recordings() {}
 
   // ---- weights ----
   virtual Weight make_weight(DType dtype, int64_t n, int64_t k) = 0;

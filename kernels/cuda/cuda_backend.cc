@@ -127,6 +127,7 @@ class CudaBackend final : public Backend {
                        input_.moves() + output_.moves() + partial_.moves() + unpacked_.moves(),
                        operations);
   }
+  void drop_recordings() override { recordings_.drop(); }
 
   Weight make_weight(DType dtype, int64_t n, int64_t k) override {
     CHECK(dtype != DType::kI32 && !is_quantised(dtype) && n >= 0 && k >= 0, dtype_name(dtype));

@@ -3,7 +3,9 @@
 
 #include <algorithm>
 #include <string>
+#include <utility>
 
+#include "kernels/base/check.h"
 #include "kernels/base/error.h"
 #include "kernels/base/log.h"
 #include "kernels/cuda/cuda_check.h"
@@ -30,19 +32,35 @@ RecordedGraph end_recording(cudaStream_t stream) {
 }  // namespace
 
 Recordings::Graph Recordings::record(cudaStream_t stream, const std::function<void()>& operations) {
+  // What threads of NCCL's queue on the stream is recorded too; what else they call is not refused.
   cuda_check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "record a step");
+  recorded_ = stream;
   try {
     operations();
   } catch (...) {
-    cudaGraph_t graph = nullptr;
-    cudaStreamEndCapture(stream, &graph);
-    RecordedGraph{graph};
+    abandon();
     throw;
   }
+  CHECK(recorded_.has_value(), "a step went on whose recording was dropped");
+  recorded_.reset();
   const RecordedGraph recorded = end_recording(stream);
   cudaGraphExec_t graph = nullptr;
   cuda_check(cudaGraphInstantiate(&graph, recorded.get(), 0), "record a step");
   return Graph(graph);
+}
+
+// Of one that is being made nothing is kept.
+void Recordings::abandon() {
+  if (!recorded_) return;
+  cudaGraph_t graph = nullptr;
+  cudaStreamEndCapture(*std::exchange(recorded_, std::nullopt), &graph);
+  RecordedGraph{graph};
+}
+
+void Recordings::drop() {
+  abandon();
+  of_key_.clear();
+  ++drops_;
 }
 
 // In place of the one that was not used for longest where there are too many.
@@ -61,13 +79,21 @@ void Recordings::replay(cudaStream_t stream, uint64_t key, uint64_t place,
   Recording& recording = of(key);
   if (!recording.seen || !possible_) {
     operations();
-    recording.seen = true;
+    of_key_[key].seen = true;
     return;
   }
   if (recording.graph == nullptr || recording.place != place) {
+    const uint64_t drops = drops_;
     try {
       recording.graph = record(stream, operations);
     } catch (const Error& error) {
+      // Whoever dropped them has ended what the operations need; `recording` is gone.
+      if (drops_ != drops) {
+        if (error.code() != Code::kCancelled) {
+          log_warn("what follows came while a step was recorded; --enforce_eager records none");
+        }
+        throw;
+      }
       log_warn(std::string("steps are not recorded as CUDA graphs from here on: ") + error.what());
       possible_ = false;
       cudaGetLastError();  // else the next launch would be blamed

@@ -9,6 +9,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 
 namespace trireme::cuda {
 
@@ -24,6 +25,10 @@ class Recordings {
   void replay(cudaStream_t stream, uint64_t key, uint64_t place,
               const std::function<void()>& operations);
 
+  // Forgets all of them. One that runs is freed by CUDA when it has ended. One that is being made
+  // ends here, on the thread that began it, and its replay() throws what its operations throw.
+  void drop();
+
  private:
   struct Free {
     void operator()(cudaGraphExec_t graph) const { cudaGraphExecDestroy(graph); }
@@ -36,11 +41,14 @@ class Recordings {
     Graph graph;
   };
 
-  static Graph record(cudaStream_t stream, const std::function<void()>& operations);
+  Graph record(cudaStream_t stream, const std::function<void()>& operations);
+  void abandon();
   Recording& of(uint64_t key);
 
   std::map<uint64_t, Recording> of_key_;
+  std::optional<cudaStream_t> recorded_;  // that of the one that is being made
   uint64_t calls_ = 0;
+  uint64_t drops_ = 0;
   bool possible_ = true;
 };
 
