@@ -15,10 +15,20 @@
 namespace trireme {
 
 // NCCL's variables that are looked at: where one is set, by its user's environment or a nccl.conf,
-// what follows from it is theirs. No other is ever set.
+// what follows from it is theirs.
 inline constexpr std::array kNcclVariables = {
     "NCCL_SOCKET_IFNAME", "NCCL_IB_HCA",   "NCCL_IB_DISABLE", "NCCL_NET",
     "NCCL_NET_PLUGIN",    "NCCL_RAS_ADDR", "NCCL_RAS_ENABLE"};
+
+// What recorded steps rest on, whatever the environment says: that ranks need not record at the
+// same time, as they would to register buffers, and that other operations of a communicator may
+// follow a recording which still runs. No variable but these is ever set.
+struct NcclConstant {
+  const char* name;
+  const char* value;
+};
+inline constexpr std::array kNcclForRecordings = {NcclConstant{"NCCL_GRAPH_REGISTER", "0"},
+                                                  NcclConstant{"NCCL_GRAPH_MIXING_SUPPORT", "1"}};
 
 struct NcclVariable {
   std::string name;
@@ -50,9 +60,9 @@ std::vector<std::string> describe_nccl_settings(const Topology& topology,
 // What is to be set, by name.
 NcclVariables variables_of(const NcclSettings& settings);
 
-// Sets what is chosen in this process, where it is not set. Throws kInvalidArgument for a name that
-// is none of kNcclVariables, and for a value that NCCL's own cannot be. Before NCCL is first used,
-// while no other thread reads the environment.
+// Sets what is chosen in this process, where it is not set, and kNcclForRecordings. Throws
+// kInvalidArgument for a name that is none of kNcclVariables, and for a value that NCCL's own
+// cannot be. Before NCCL is first used, while no other thread reads the environment.
 void set_nccl_variables(const NcclVariables& chosen);
 
 }  // namespace trireme
