@@ -44,7 +44,8 @@ class Communicator {
   // nothing could end. Ranks on the host have done it already.
   virtual void settle() {}
 
-  // Whether all_reduce_sum() of up to so many bytes may be part of Backend::replay().
+  // Whether all_reduce_sum() of up to so many bytes may be part of Backend::replay(). Alike in all
+  // ranks of the group.
   virtual bool can_record(int64_t /*bytes*/) const { return size() == 1; }
   // Sums of this rank were queued by a recording.
   virtual void replayed() {}

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Communicators are non-blocking (ncclConfig_t::blocking = 0): no call of NCCL's waits for another
 // rank. What is in progress is polled by QueuedWork, which asks for the errors of all groups; when
-// one fails all are aborted, which ends their kernels.
+// one fails all are aborted, which ends their kernels. A call is queued, or recorded, by a thread
+// of NCCL's while it is in progress.
 #include "worker/comm/nccl.h"
 
 #include <cuda_runtime_api.h>
@@ -10,6 +11,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstdlib>
 #include <cstring>
 #include <future>
 #include <numeric>
@@ -19,6 +21,7 @@
 #include "kernels/base/log.h"
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/cuda_stream.h"
+#include "topology/nccl_settings.h"
 
 namespace trireme {
 namespace {
@@ -27,6 +30,8 @@ using cuda::cuda_check;
 
 // Older ones say that a send or recv of a non-blocking communicator is queued before it is.
 constexpr int kOldestVersion = 22400;
+// Of older ones what is recorded and what is not may race.
+constexpr int kOldestToRecord = 22703;
 constexpr std::chrono::milliseconds kRasTimeout{2000};
 
 static_assert(sizeof(ncclUniqueId) == Nccl::kKeyBytes);
@@ -89,6 +94,19 @@ Library open_library(const std::string& file) {
   return library;
 }
 
+// Why sums cannot be part of recordings; empty: they can. Alike in all ranks of a group: NCCL joins
+// no others of another version.
+std::string recording_fault(int version) {
+  if (version < kOldestToRecord) return "that needs NCCL 2.27.3 or newer";
+  for (const auto& [name, value] : kNcclForRecordings) {
+    const char* const found = std::getenv(name);
+    if (found == nullptr || std::string(found) != value) {
+      return std::string(name) + " is not " + value;
+    }
+  }
+  return "";
+}
+
 // All groups of a rank.
 class Groups : private QueuedWork::Part {
  public:
@@ -96,7 +114,9 @@ class Groups : private QueuedWork::Part {
          std::shared_ptr<QueuedWork> work)
       : library_(library),
         options_(options),
+        backend_(backend),
         stream_(cuda::stream_of(backend)),
+        recording_fault_(recording_fault(library.version)),
         work_(std::move(work)) {
     work_->add(*this);
   }
@@ -111,20 +131,36 @@ class Groups : private QueuedWork::Part {
   QueuedWork& work() const { return *work_; }
 
   void add(ncclComm_t group) { groups_.push_back(group); }
-  // Waits for nobody: what had to arrive was waited for by settle().
+  // Waits for nobody: what had to arrive was waited for by settle(). If it was not, after an error,
+  // this group's kernels may stand behind another's, and all end.
   void remove(ncclComm_t group) {
-    if (std::erase(groups_, group) > 0) library_.abort(group);
+    if (!work_->settled()) work_->end();
+    if (std::erase(groups_, group) == 0) return;
+    backend_.drop_recordings();  // NCCL waits until none holds the group
+    library_.abort(group);
+  }
+
+  // tell: that they cannot, once.
+  bool can_record(bool tell) {
+    if (recording_fault_.empty()) return true;
+    if (tell && !std::exchange(told_fault_, true)) {
+      log_info("steps of decode that sum by NCCL are not recorded as CUDA graphs: " +
+               recording_fault_);
+    }
+    return false;
   }
 
   // Until `code`, of a call for `group`, is no longer ncclInProgress: the call has then been
   // queued.
   void await(ncclResult_t code, ncclComm_t group, std::span<const int> peers, const char* action) {
+    under_way_ = group;
     work_->queued(peers);
     work_->wait(peers, [&] {
       if (code == ncclInProgress) check(library_.async_error(group, &code), action);
       if (code != ncclInProgress) check(code, action);
       return code == ncclSuccess;
     });
+    under_way_ = nullptr;
   }
 
   void check(ncclResult_t code, const char* action) {
@@ -177,18 +213,33 @@ class Groups : private QueuedWork::Part {
     });
   }
 
+  // As one group of calls, in which abort() tells the kernels to end, and waits for its own thread
+  // of the call that is under way; what waits for the kernels comes at the end of the group: they
+  // may stand behind those of another communicator in the stream, and in recordings, each of which
+  // NCCL waits for until it has gone. The call that is under way comes first: up to NCCL 2.26 its
+  // thread would find those behind it in its queue.
   void end() override {
+    if (groups_.empty()) return;
+    const auto first = std::find(groups_.begin(), groups_.end(), under_way_);
+    if (first != groups_.end()) std::iter_swap(groups_.begin(), first);
+    library_.group_start();
     for (const ncclComm_t group : groups_) library_.abort(group);
+    backend_.drop_recordings();
+    library_.group_end();
     groups_.clear();
   }
 
   const Library library_;
   const NcclOptions options_;
+  Backend& backend_;
   const cudaStream_t stream_;
+  const std::string recording_fault_;
+  bool told_fault_ = false;
   const std::shared_ptr<QueuedWork> work_;
   std::vector<ncclComm_t> groups_;
-  uint64_t hung_ = 0;         // the last micro-batch of which that was told
-  std::future<void> teller_;  // by whom; last: it uses what stands above
+  ncclComm_t under_way_ = nullptr;  // whose call is not queued yet; only compared
+  uint64_t hung_ = 0;               // the last micro-batch of which that was told
+  std::future<void> teller_;        // by whom; last: it uses what stands above
 };
 
 class NcclCommunicator final : public Communicator {
@@ -273,6 +324,14 @@ class NcclCommunicator final : public Communicator {
   }
 
   void settle() override { groups_->work().settle(); }
+
+  // By what NCCL does: an order of addition follows from the size and the group, recorded or not;
+  // nothing is exchanged when one is recorded, so ranks need not record or replay at once.
+  bool can_record(int64_t) const override { return size_ == 1 || groups_->can_record(rank_ == 0); }
+  void replayed() override {
+    groups_->work().require_life();
+    groups_->work().queued(peers_);
+  }
 
  private:
   static size_t count_of(const Tensor& x) {

@@ -263,7 +263,9 @@ class PeerCommunicator final : public Communicator {
   }
   void settle() override { peers_->work().settle(); }
 
-  bool can_record(int64_t bytes) const override { return bytes <= limits_.most; }
+  bool can_record(int64_t bytes) const override {
+    return bytes <= limits_.most || group_->can_record(bytes);
+  }
   void replayed() override { peers_->queued(); }
 
  private:

@@ -2,83 +2,23 @@
 // NCCL's communicators over a fake library and an emulated GPU: ranks are threads.
 #include "worker/comm/nccl.h"
 
-#include <dlfcn.h>
 #include <poll.h>
 #include <sys/socket.h>
 
 #include <array>
-#include <functional>
 #include <thread>
 
-#include "kernels/base/check.h"
 #include "tests/support/cuda_emulation/memory.h"
-#include "tests/worker/communicator_cases.h"
+#include "tests/worker/nccl/ranks.h"
 #include "worker/comm/socket.h"
 
 namespace trireme {
 namespace {
 
-const std::string kFake = TRIREME_FAKE_NCCL;
-const NcclOptions kOptions{kFake, {{}, 0}};
-
-// What the fake has beside NCCL's own functions.
-struct Fake {
-  Fake() {
-    void* const handle = dlopen(kFake.c_str(), RTLD_NOW | RTLD_LOCAL);
-    CHECK(handle != nullptr, dlerror());
-    set_error = reinterpret_cast<void (*)(int)>(dlsym(handle, "fake_nccl_set_error"));
-    set_version = reinterpret_cast<void (*)(int)>(dlsym(handle, "fake_nccl_set_version"));
-    num_aborts = reinterpret_cast<int (*)()>(dlsym(handle, "fake_nccl_num_aborts"));
-  }
-  void (*set_error)(int);
-  void (*set_version)(int);
-  int (*num_aborts)();
-};
-
-const Fake& fake() {
-  static const Fake instance;
-  return instance;
-}
-
-struct Member {
-  Nccl& nccl;
-  Communicator& group;
-  Cancellation& cancellation;
-  Progress& progress;
-  Backend& backend;
-};
-
-std::shared_ptr<QueuedWork> work_of(Backend& backend, const Cancellation& cancellation) {
-  return std::make_shared<QueuedWork>(backend, cancellation, std::make_shared<Progress>());
-}
-
-void run_ranks(int size, const std::function<void(Member)>& body,
-               const NcclOptions& options = kOptions) {
-  std::vector<int> ranks(static_cast<size_t>(size));
-  std::iota(ranks.begin(), ranks.end(), 1);
-  const auto make = [] { return make_backend({.device = "cuda"}); };
-  const auto first = make();
-  const Cancellation never;
-  const std::string key = make_nccl(*first, work_of(*first, never), kOptions)->make_key();
-  std::vector<std::thread> threads;
-  for (int index = 0; index < size; ++index) {
-    threads.emplace_back([&, index] {
-      Cancellation cancellation;
-      const auto progress = std::make_shared<Progress>();
-      const auto backend = make();
-      const auto work = std::make_shared<QueuedWork>(*backend, cancellation, progress);
-      const auto nccl = make_nccl(*backend, work, options);
-      const auto group = nccl->make_group(ranks, index, key);
-      body({*nccl, *group, cancellation, *progress, *backend});
-    });
-  }
-  for (std::thread& thread : threads) thread.join();
-}
-
 class NcclTest : public testing::TestWithParam<int> {};
 
 TEST_P(NcclTest, DoesAllThatACommunicatorDoes) {
-  run_ranks(GetParam(), [](Member m) {
+  run_ranks(GetParam(), [](NcclMember m) {
     check_all_reduces(m.group);
     check_rows_alone(m.group);
     check_gathers(m.group);
@@ -89,17 +29,6 @@ TEST_P(NcclTest, DoesAllThatACommunicatorDoes) {
   });
 }
 INSTANTIATE_TEST_SUITE_P(Sizes, NcclTest, testing::Range(2, 5));
-
-Code code_of(const std::function<void()>& body, const std::string& part) {
-  try {
-    body();
-  } catch (const Error& error) {
-    EXPECT_NE(std::string(error.what()).find(part), std::string::npos) << error.what();
-    return error.code();
-  }
-  ADD_FAILURE() << "no error; expected one that says " << part;
-  return Code::kInternal;
-}
 
 TEST(Nccl, SaysWhyItCannotBeUsed) {
   EXPECT_NE(find_nccl("libno-such.so").reason.find("libno-such.so"), std::string::npos);
@@ -118,7 +47,7 @@ TEST(Nccl, SaysWhyItCannotBeUsed) {
 }
 
 TEST(Nccl, RefusesAKeyOfAnotherLength) {
-  run_ranks(2, [](Member m) {
+  run_ranks(2, [](NcclMember m) {
     const std::vector<int> ranks = {1, 2};
     EXPECT_EQ(code_of([&] { m.nccl.make_group(ranks, 0, "short"); }, "5 bytes"),
               Code::kInvalidArgument);
@@ -136,13 +65,13 @@ TEST(Nccl, CancelEndsEveryWait) {
             kCancelDelayMax);
   EXPECT_EQ(fake().num_aborts(), before + 1);
 
-  run_ranks(3, [](Member m) {
+  run_ranks(3, [](NcclMember m) {
     if (m.group.rank() == 2) return;
     Floats x(1000);
     EXPECT_LE(cancel_delay(m.cancellation, [&] { m.group.all_reduce_sum(tensor(x, 1)); }),
               kCancelDelayMax);
   });
-  run_ranks(2, [](Member m) {
+  run_ranks(2, [](NcclMember m) {
     Floats x(10);
     if (m.group.rank() == 0) return;
     EXPECT_LE(cancel_delay(m.cancellation, [&] { m.group.recv(tensor(x, 1), 0); }),
@@ -152,7 +81,7 @@ TEST(Nccl, CancelEndsEveryWait) {
 
 // What was queued hangs on the device: all groups of the rank are aborted.
 TEST(Nccl, CancelEndsTheWaitForTheDevice) {
-  run_ranks(2, [](Member m) {
+  run_ranks(2, [](NcclMember m) {
     Floats x(10);
     m.group.all_reduce_sum(tensor(x, 1));
     if (m.group.rank() == 1) return;
@@ -166,7 +95,7 @@ TEST(Nccl, CancelEndsTheWaitForTheDevice) {
 
 TEST(Nccl, AnErrorOfTheNetworkEndsTheWait) {
   constexpr int kRemoteError = 6;  // ncclRemoteError
-  run_ranks(2, [](Member m) {
+  run_ranks(2, [](NcclMember m) {
     if (m.group.rank() == 1) return;
     std::jthread other([] {
       std::this_thread::sleep_for(std::chrono::milliseconds(30));
@@ -220,7 +149,7 @@ TEST(NcclRas, WhatItFindsIsPartOfTheError) {
   const RasServer server;
   run_ranks(
       2,
-      [](Member m) {
+      [](NcclMember m) {
         if (m.group.rank() == 1) return;
         constexpr int kRemoteError = 6;  // ncclRemoteError
         fake().set_error(kRemoteError);
@@ -242,7 +171,7 @@ TEST(NcclRas, AWaitThatHangsIsTold) {
   testing::internal::CaptureStderr();
   run_ranks(
       2,
-      [](Member m) {
+      [](NcclMember m) {
         if (m.group.rank() == 1) return;
         m.progress.begin_batch(1);
         std::jthread end([&] {
@@ -266,7 +195,7 @@ TEST(NcclRas, AWaitBeforeTheFirstStepIsNoHang) {
   testing::internal::CaptureStderr();
   run_ranks(
       2,
-      [](Member m) {
+      [](NcclMember m) {
         Floats x(10);
         if (m.group.rank() == 1) {
           std::this_thread::sleep_for(std::chrono::milliseconds(100));

@@ -6,19 +6,16 @@
 #include <condition_variable>
 #include <functional>
 #include <limits>
-#include <map>
 #include <mutex>
 
+#include "tests/support/cuda_emulation/graphs.h"
 #include "tests/support/cuda_emulation/memory.h"
 #include "tests/support/peer_sum_cases.h"
-#include "tests/worker/communicator_cases.h"
-#include "worker/comm/device_transport.h"
+#include "tests/worker/nccl/ranks.h"
 #include "worker/comm/local.h"
 
 namespace trireme {
 namespace {
-
-const std::string kFake = TRIREME_FAKE_NCCL;
 
 // The errors that end `count` ranks.
 std::vector<std::string> errors_of(int count, const std::function<void(int)>& body) {
@@ -194,26 +191,6 @@ TEST(PeerSumTest, RefusesCardsThatItCannotUse) {
 
 // ---- groups ----
 
-// Keys go from thread to thread.
-class Keys : public KeyExchange {
- public:
-  void give(int tag, const std::string& key, std::span<const int>) override {
-    const std::lock_guard lock(mutex_);
-    of_tag_[tag] = key;
-    changed_.notify_all();
-  }
-  std::string take(int tag) override {
-    std::unique_lock lock(mutex_);
-    changed_.wait(lock, [&] { return of_tag_.contains(tag); });
-    return of_tag_[tag];
-  }
-
- private:
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  std::map<int, std::string> of_tag_;
-};
-
 struct Member {
   Communicator& group;
   Cancellation& cancellation;
@@ -230,6 +207,7 @@ struct GroupOptions {
 
 std::vector<std::string> group_errors(
     const GroupOptions& options, const std::function<void(Member)>& body = [](Member) {}) {
+  set_nccl_variables({});
   const auto hub = make_local_hub(options.size);
   std::vector<int> ranks(static_cast<size_t>(options.size));
   std::iota(ranks.begin(), ranks.end(), 1);
@@ -280,6 +258,7 @@ INSTANTIATE_TEST_SUITE_P(Ways, PeerGroupTest, testing::Bool(),
                          [](const auto& row) { return row.param ? "BesideNccl" : "Alone"; });
 
 TEST(PeerGroupTest, AllRanksChooseAlike) {
+  fake().set_version(22602);  // what it sums is not recorded, so that the limits show
   std::mutex mutex;
   std::vector<std::vector<bool>> recordable;
   run_group({.size = 3, .nccl = true}, [&](Member m) {
@@ -290,6 +269,7 @@ TEST(PeerGroupTest, AllRanksChooseAlike) {
     const std::lock_guard lock(mutex);
     recordable.push_back(mine);
   });
+  fake().set_version(22809);
   ASSERT_EQ(recordable.size(), 3u);
   EXPECT_EQ(recordable[0], recordable[1]);
   EXPECT_EQ(recordable[0], recordable[2]);
@@ -300,7 +280,11 @@ TEST(PeerGroupTest, DeterministicIsNotMeasured) {
     EXPECT_TRUE(m.group.can_record(int64_t{1} << 40));
     check_rows_alone(m.group);
   });
-  // Not by NCCL either where the memory cannot be reached.
+  // Not by NCCL either where the memory cannot be reached, but of two ranks.
+  run_group({.size = 2, .nccl = true, .one_gpu = true, .deterministic = true}, [](Member m) {
+    EXPECT_TRUE(m.group.can_record(int64_t{1} << 40));
+    check_rows_alone(m.group);
+  });
   run_group({.size = 3, .nccl = true, .one_gpu = true, .deterministic = true}, [](Member m) {
     EXPECT_FALSE(m.group.can_record(4));
     check_rows_alone(m.group);
@@ -311,11 +295,11 @@ TEST(PeerGroupTest, DeterministicIsNotMeasured) {
 TEST(PeerGroupTest, SaysWhatItCannotDo) {
   const GroupOptions never{.nccl = true, .peer_sums = PeerSums::kNever};
   run_group(never, [](Member m) {
-    EXPECT_FALSE(m.group.can_record(4));
+    EXPECT_TRUE(m.group.can_record(4)) << "by NCCL";
     check_all_reduce(m.group, 5, 999);
   });
   run_group({.nccl = true, .one_gpu = true}, [](Member m) {
-    EXPECT_FALSE(m.group.can_record(4));
+    EXPECT_TRUE(m.group.can_record(4)) << "by NCCL";
     check_all_reduce(m.group, 5, 999);
   });
   const GroupOptions always{.nccl = true, .one_gpu = true, .peer_sums = PeerSums::kAlways};
@@ -325,6 +309,49 @@ TEST(PeerGroupTest, SaysWhatItCannotDo) {
     EXPECT_NE(error.find("as --peer_sums says: cannot reach"), std::string::npos) << error;
     EXPECT_NE(error.find("share a GPU"), std::string::npos) << error;
   }
+}
+
+// Sums beyond the limits go by NCCL, recorded too.
+TEST(PeerGroupTest, AreRecordedEitherWay) {
+  set_nccl_variables({});
+  const int64_t before = cuda::emulation::num_replays();
+  const auto hub = make_local_hub(2);
+  const std::vector<int> ranks = {1, 2};
+  Keys keys;
+  run_threads(2, [&](int index) {
+    Cancellation cancellation;
+    const auto backend = gpu(index);
+    const auto work = work_of(*backend, cancellation);
+    const auto nccl = make_nccl(*backend, work, kOptions);
+    const auto transport = make_local_transport(hub, index + 1, cancellation);
+    const auto host = transport->make_group(ranks, 3);
+    std::string why;
+    auto peers = meet_peers(*host, ranks, *backend, work, why);
+    ASSERT_NE(peers, nullptr) << why;
+    if (index == 0) keys.give(3, nccl->make_key(), {});
+    const auto group = sum_over_peers(nccl->make_group(ranks, index, keys.take(3)),
+                                      std::move(peers), {1 << 10, 1 << 10});
+    int asked = 0;
+    for (const int64_t count : {100, 10000}) {
+      ASSERT_TRUE(group->can_record(count * int64_t{sizeof(float)}));
+      const Buffer buffer = backend->allocate(static_cast<size_t>(count) * sizeof(float));
+      Floats values(static_cast<size_t>(count));
+      for (int step = 0; step < 4; ++step) {
+        std::iota(values.begin(), values.end(), static_cast<float>(step + index));
+        backend->upload(buffer.data(), values.data(), buffer.bytes());
+        backend->replay(static_cast<uint64_t>(count), [&] {
+          ++asked;
+          group->all_reduce_sum({buffer.data(), DType::kF32, 1, count});
+        });
+        group->replayed();
+        group->settle();
+        backend->download(values.data(), buffer.data(), buffer.bytes());
+        EXPECT_EQ(values.back(), static_cast<float>(2 * (step + count - 1) + 1));
+      }
+    }
+    EXPECT_EQ(asked, 4);
+  });
+  EXPECT_EQ(cuda::emulation::num_replays() - before, 2 * 2 * 3);
 }
 
 // What was queued hangs on the device: the wait ends, and later sums are refused.
