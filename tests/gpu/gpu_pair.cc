@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tensors of two ranks' GPUs, which may be one GPU: by MPI through host memory, and by NCCL. A GPU
-// that two ranks share is refused by NCCL unless they seem to be on hosts of their own; then it
-// goes over sockets.
+// Tensors of two ranks' GPUs, which may be one GPU: by MPI through host memory, and by NCCL, whose
+// sums are recorded too. A GPU that two ranks share is refused by NCCL unless they seem to be on
+// hosts of their own; then it goes over sockets.
 //
 //   mpirun -n 2 gpu_pair
 //
@@ -18,6 +18,7 @@
 
 #include "kernels/base/error.h"
 #include "kernels/cuda/cuda_device.h"
+#include "topology/nccl_settings.h"
 #include "worker/comm/device_transport.h"
 #include "worker/comm/mpi.h"
 #include "worker/comm/nccl.h"
@@ -52,6 +53,7 @@ class OnDevice {
     backend_.upload(buffer_.data(), host_.data(), host_.size() * sizeof(float));
     return tensor_;
   }
+  const Tensor& tensor() const { return tensor_; }
   void expect(const std::string& what, const std::function<float(int64_t)>& value) {
     group_.settle();
     backend_.download(host_.data(), buffer_.data(), host_.size() * sizeof(float));
@@ -102,6 +104,33 @@ void check_sizes(Backend& backend, Communicator& group, int64_t rows, int64_t co
   });
 }
 
+// Run as they are, recorded, replayed, and others in between; as one rank replays the other may
+// not.
+void check_recorded(Backend& backend, Communicator& group, int64_t rows, int64_t cols) {
+  const auto key = static_cast<uint64_t>(rows << 32 | cols);
+  OnDevice x(backend, group, rows, cols), y(backend, group, rows, cols);
+  for (int time = 0; time < 6; ++time) {
+    const auto value = [&](int rank) { return [=](int64_t i) { return sample(rank, i + time); }; };
+    x.fill(value(group.rank()));
+    y.fill(value(group.rank()));
+    const auto operations = [&] {
+      group.all_reduce_sum(x.tensor());
+      backend.scale(x.tensor(), 0.5f);
+      group.all_reduce_sum(x.tensor());
+    };
+    if (time == 4 && group.rank() == 0) {
+      operations();
+    } else {
+      backend.replay(key, operations);
+      group.replayed();
+    }
+    group.all_reduce_sum(y.tensor());
+    const auto sum = [&](int64_t i) { return value(0)(i) + value(1)(i); };
+    x.expect("a recorded sum", sum);  // half of it, from each rank
+    y.expect("a sum behind a recorded one", sum);
+  }
+}
+
 // Seconds of one sum, until the GPU has it.
 double time_of_sum(Backend& backend, Communicator& group, int64_t values) {
   constexpr int kRounds = 9;
@@ -122,12 +151,16 @@ double time_of_sum(Backend& backend, Communicator& group, int64_t values) {
 void check(const std::string& way, Backend& backend, Communicator& group) {
   for (const auto& [rows, cols] : {std::pair{1, 1}, {3, 577}, {1, 4096}, {2048, 4096}}) {
     check_sizes(backend, group, rows, cols);
+    if (group.can_record(rows * cols * int64_t{sizeof(float)})) {
+      check_recorded(backend, group, rows, cols);
+    }
   }
+  const bool recorded = group.can_record(sizeof(float));
   const double small = time_of_sum(backend, group, 4096);
   const double large = time_of_sum(backend, group, 4 << 20);
   if (group.rank() != 0) return;
-  std::printf("%s: works; a sum of 16 KiB takes %.0f us, of 16 MiB %.1f ms\n", way.c_str(),
-              small * 1e6, large * 1e3);
+  std::printf("%s: works%s; a sum of 16 KiB takes %.0f us, of 16 MiB %.1f ms\n", way.c_str(),
+              recorded ? ", recorded too" : "", small * 1e6, large * 1e3);
 }
 
 void check_mpi(MpiJob& job, Backend& backend) {
@@ -182,6 +215,7 @@ int main() {
     // Read when the library is first used, so before that.
     const std::string id = "rank-" + std::to_string(job.rank());
     if (count == 1) setenv("NCCL_HOSTID", id.c_str(), 0);
+    set_nccl_variables({});
     try_nccl(job, *backend, count == 1 ? ", one GPU, hosts of their own" : "");
     std::fflush(stdout);
   } catch (const std::exception& error) {

@@ -3,10 +3,10 @@
 """A model's greedy tokens on GPUs beside those of another run of it: five prompts at once, one of more than 300 ids, that
 end at different times: so steps of decode are padded, their contexts split, and several sizes recorded and replayed.
 
-  same_tokens.py TRIREME MODEL --dtype fp32 --beside cpu|eager [--log TEXT] [-- LAUNCHER...]
+  same_tokens.py TRIREME MODEL --dtype fp32 --beside cpu|eager|eager_ranks [--log TEXT] [-- LAUNCHER...]
 
---beside cpu: the CPU. --beside eager: the GPU, one sequence at a time and without CUDA graphs. --log: what must stand in the
-log. LAUNCHER: mpirun and its arguments. A token may differ where the other run's two best are nearer than rounding.
+--beside cpu: the CPU. --beside eager: the GPU, one sequence at a time and without CUDA graphs. --beside eager_ranks: the same
+ranks without CUDA graphs. --log: what must stand in the log. LAUNCHER: mpirun and its arguments. A token may differ where the other run's two best are nearer than rounding.
 """
 import argparse
 import json
@@ -62,7 +62,7 @@ def main():
     parser.add_argument("program")
     parser.add_argument("model")
     parser.add_argument("--dtype", required=True)
-    parser.add_argument("--beside", choices=("cpu", "eager"), required=True)
+    parser.add_argument("--beside", choices=("cpu", "eager", "eager_ranks"), required=True)
     parser.add_argument("--log", default="")
     parser.add_argument("--flags", default="", help="more flags of the run on GPUs")
     parser.add_argument("--libraries", help="LD_LIBRARY_PATH of our programs: Python's may not bear it")
@@ -75,8 +75,12 @@ def main():
         ask = [options.program, "generate", "--model", options.model, "--dtype", options.dtype, "--input", prompts,
                "--context", "512", "--ignore_eos", "--json"]
         answers, log = generate(launcher + ask + options.flags.split(), ours)
-        other_flags = ["--logprobs", "2"] + (["--max_sequences", "1", "--enforce_eager"] if options.beside == "eager" else [])
-        others, other_log = generate(ask + other_flags, {**ours, **({"CUDA_VISIBLE_DEVICES": ""} if options.beside == "cpu" else {})})
+        other = ask + ["--logprobs", "2"]
+        if options.beside == "eager":
+            other += ["--max_sequences", "1", "--enforce_eager"]
+        elif options.beside == "eager_ranks":
+            other = launcher + other + options.flags.split() + ["--enforce_eager"]
+        others, other_log = generate(other, {**ours, **({"CUDA_VISIBLE_DEVICES": ""} if options.beside == "cpu" else {})})
     sys.stderr.write(log)
     assert "found no GPU" not in log, "it ran without a GPU"
     assert "not recorded as CUDA graphs" not in log, "no step was replayed"
