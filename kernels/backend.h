@@ -136,10 +136,7 @@ class Backend {
   // Queues what `operations` queues. Where the device has recordings it keeps one of it under `key`
   // and queues that from then on: equal keys must mean the same operations on the same memory, and
   // among them none that waits, allocates or copies from or to the host.
-  virtual void replay(uint64_t key, const std::function<void()>& operations) {
-    (void)key;
-    operations();
-  }
+  virtual void replay(uint64_t /*key*/, const std::function<void()>& operations) { operations(); }
   // Forgets the recordings; of one that is being made replay() throws what `operations` throws
   // next. Before that goes which recordings hold on to, as they do to NCCL's communicators.
   virtual void drop_recordings() {}

@@ -70,32 +70,43 @@ __device__ void multiply_keys(float (&s)[kTile / 8][4], const Rows<kD>& rows,
   }
 }
 
-// Products become scores, of keys that the row does not see -inf; `most` is raised to the largest
-// of this lane's columns. `first`: the index of the first key.
+// Products become scores, of keys that the row does not see -inf, if there are any; `most` is
+// raised to the largest of this lane's columns. `first`: the index of the first key.
 template <int kD>
 __device__ void mask_scores(float (&s)[kTile / 8][4], float (&most)[2], const Rows<kD>& rows,
-                            const AttentionView& view, int32_t first, int32_t index_end) {
+                            const AttentionView& view, int32_t first, int32_t index_end,
+                            bool all_seen) {
   const int lane = threadIdx.x % kWarp;
 #pragma unroll
-  for (int n = 0; n < kTile / 8; ++n) {
+  for (auto& of_keys : s) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int side = i / 2;
-      const int32_t index = first + n * 8 + lane % 4 * 2 + i % 2;
-      const bool seen =
-          rows.row[side] >= 0 && index < index_end && view.sees(rows.position[side], index);
-      s[n][i] = seen ? view.score(s[n][i]) * kLog2E : -INFINITY;
-      most[side] = fmaxf(most[side], s[n][i]);
+    for (float& score : of_keys) score = view.score(score) * kLog2E;
+  }
+  if (!all_seen) {
+#pragma unroll
+    for (int n = 0; n < kTile / 8; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int32_t index = first + n * 8 + lane % 4 * 2 + i % 2;
+        const bool seen =
+            rows.row[i / 2] >= 0 && index < index_end && view.sees(rows.position[i / 2], index);
+        if (!seen) s[n][i] = -INFINITY;
+      }
     }
+  }
+#pragma unroll
+  for (const auto& of_keys : s) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) most[i / 2] = fmaxf(most[i / 2], of_keys[i]);
   }
 }
 
 // Scores become probabilities relative to the largest score so far; y and weight follow it.
 template <int kD>
 __device__ void normalise(float (&s)[kTile / 8][4], Rows<kD>& rows, const AttentionView& view,
-                          int32_t first, int32_t index_end) {
+                          int32_t first, int32_t index_end, bool all_seen) {
   float most[2] = {rows.most[0], rows.most[1]};
-  mask_scores(s, most, rows, view, first, index_end);
+  mask_scores(s, most, rows, view, first, index_end, all_seen);
 #pragma unroll
   for (int side = 0; side < 2; ++side) {
     const float base = raise_most(rows, side, quad_max(most[side]));
@@ -170,7 +181,7 @@ __global__ void __launch_bounds__(kWarps* kWarp) flash_kernel(AttentionView view
   work.first_head = view.heads_begin(work.kv_head);
   work.num_group = view.heads_end(work.kv_head) - work.first_head;
   work.num_rows = work.queries * work.num_group;
-  work.row_begin = static_cast<int32_t>(blockIdx.x) * kRows;
+  work.row_begin = static_cast<int32_t>(gridDim.x - 1 - blockIdx.x) * kRows;  // the longest first
   if (work.row_begin >= work.num_rows) return;
   const int32_t last = min(work.row_begin + kRows, work.num_rows) - 1;
   work.index_begin = 0;
@@ -180,6 +191,11 @@ __global__ void __launch_bounds__(kWarps* kWarp) flash_kernel(AttentionView view
   const int32_t least = work.position_of(work.row_begin);
   const bool windowed = view.spec.window > 0;
   work.first_seen = windowed ? max(0, view.prefix + least - view.spec.window + 1) : 0;
+  // Whether every row sees all keys of the tile that begins there.
+  const auto all_see = [&](int32_t first) {
+    return first + kTile <= view.prefix + least + 1 && (!windowed || first + kTile <= view.prefix ||
+                                                        first >= work.index_end - view.spec.window);
+  };
   const auto next = [&](int32_t first) { return next_tile(view, work, first); };
   const auto fetch_keys = [&](const Places& places, int32_t first) {
     if (first < work.index_end) {
@@ -206,7 +222,7 @@ __global__ void __launch_bounds__(kWarps* kWarp) flash_kernel(AttentionView view
     multiply_keys(s, rows, keys);
     __syncthreads();
     fetch_keys(places, following);
-    normalise(s, rows, view, at, work.index_end);
+    normalise(s, rows, view, at, work.index_end, all_see(at));
     wait_for_older_copies();
     __syncthreads();
     multiply_values(s, rows, values);
