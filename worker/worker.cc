@@ -88,9 +88,11 @@ bool Worker::handle(const ToWorker& message) {
       try {
         load(message.assign());
       } catch (const Error& error) {
+        stage_.reset();  // it may be half a stage
         // Abandoned by the coordinator, which knows why.
         if (error.code() != Code::kCancelled) report_failure(error.code(), error.what());
       } catch (const std::bad_alloc&) {
+        stage_.reset();
         report_failure(Code::kResourceExhausted, "out of memory");
       }
       return true;
