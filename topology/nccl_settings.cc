@@ -7,7 +7,6 @@
 #include <optional>
 
 #include "kernels/base/error.h"
-#include "kernels/base/log.h"
 #include "kernels/base/printable.h"
 #include "topology/machine_text.h"
 #include "topology/topology.h"
@@ -371,15 +370,7 @@ void set_nccl_variables(const NcclVariables& chosen) {
     }
     setenv(name.c_str(), value.c_str(), 0);
   }
-  for (const auto& [name, value] : kNcclForRecordings) {
-    const char* const found = std::getenv(name);
-    if (found != nullptr && std::string(found) == value) continue;
-    if (found != nullptr) {
-      log_warn(std::string(name) + " is " + value + " in place of " +
-               printable(found).substr(0, 64) + ": recorded steps need that");
-    }
-    setenv(name, value, 1);
-  }
+  for (const auto& [name, value] : kNcclForRecordings) setenv(name, value, 0);
 }
 
 }  // namespace trireme

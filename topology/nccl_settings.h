@@ -20,9 +20,9 @@ inline constexpr std::array kNcclVariables = {
     "NCCL_SOCKET_IFNAME", "NCCL_IB_HCA",   "NCCL_IB_DISABLE", "NCCL_NET",
     "NCCL_NET_PLUGIN",    "NCCL_RAS_ADDR", "NCCL_RAS_ENABLE"};
 
-// What recorded steps rest on, whatever the environment says: that ranks need not record at the
-// same time, as they would to register buffers, and that other operations of a communicator may
-// follow a recording which still runs. No variable but these is ever set.
+// What recorded steps rest on: that ranks need not record at the same time, as they would to
+// register buffers, and that other operations of a communicator may follow a recording which still
+// runs. A rank whose user has set them otherwise does not record sums by NCCL.
 struct NcclConstant {
   const char* name;
   const char* value;
@@ -60,7 +60,7 @@ std::vector<std::string> describe_nccl_settings(const Topology& topology,
 // What is to be set, by name.
 NcclVariables variables_of(const NcclSettings& settings);
 
-// Sets what is chosen in this process, where it is not set, and kNcclForRecordings. Throws
+// Sets what is chosen and kNcclForRecordings in this process, where they are not set. Throws
 // kInvalidArgument for a name that is none of kNcclVariables, and for a value that NCCL's own
 // cannot be. Before NCCL is first used, while no other thread reads the environment.
 void set_nccl_variables(const NcclVariables& chosen);

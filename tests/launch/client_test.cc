@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "launch/client.h"
 
+#include <grpcpp/generic/async_generic_service.h>
 #include <gtest/gtest.h>
 
 #include <cstdlib>
@@ -14,6 +15,8 @@ TEST(Client, GoesByNoProxy) {
   grpc::ServerBuilder builder;
   int port = 0;
   builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
+  grpc::CallbackGenericService nothing;  // a server without any does not start
+  builder.RegisterCallbackGenericService(&nothing);
   const std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
   ASSERT_NE(server, nullptr);
   ClientFlags flags;

@@ -100,8 +100,8 @@ TEST_F(Plan, NeedsAConfigAndATopologyOnly) {
   EXPECT_NE(layers(written), "");
   EXPECT_EQ(layers(again), layers(written));
   EXPECT_NE(again.find("\"method\":\"given\""), again.npos) << again;
-  EXPECT_NE(with({"--device_map", "balanced", "--context", "512"}).find("embedding 0-"),
-            again.npos);
+  const std::string balanced = with({"--device_map", "balanced", "--context", "512"});
+  EXPECT_NE(balanced.find("embedding"), again.npos) << balanced;
 }
 
 // Every map that users know, with limits and types, from the config alone.

@@ -59,7 +59,7 @@ const ModelSpec& large() {
   return model;
 }
 
-std::vector<int32_t> ranks_of(const ReplicaSpec& replica) {
+std::vector<int32_t> first_ranks_of(const ReplicaSpec& replica) {
   std::vector<int32_t> ranks;
   for (const StageSpec& stage : replica.stages()) ranks.push_back(stage.shards(0).rank());
   return ranks;
@@ -91,7 +91,7 @@ TEST(Regions, AReplicaThatNeedsBothSitesCrossesOnceOverTheBestLink) {
   const Placement placement = plan_placement(topology, large(), options());
   EXPECT_NO_THROW(validate_placement(topology, large(), placement));
   ASSERT_EQ(placement.replicas_size(), 1);
-  const std::vector<int32_t> ranks = ranks_of(placement.replicas(0));
+  const std::vector<int32_t> ranks = first_ranks_of(placement.replicas(0));
   std::vector<std::pair<int32_t, int32_t>> crossings;
   for (size_t k = 0; k + 1 < ranks.size(); ++k) {
     if (site_of(ranks[k]) != site_of(ranks[k + 1])) {
@@ -109,7 +109,7 @@ TEST(Regions, ReplicasThatFitASiteStayThere) {
   const Placement placement = plan_placement(topology, large(), options());
   ASSERT_EQ(placement.replicas_size(), 2);
   for (const ReplicaSpec& replica : placement.replicas()) {
-    const std::vector<int32_t> ranks = ranks_of(replica);
+    const std::vector<int32_t> ranks = first_ranks_of(replica);
     for (const int32_t rank : ranks) EXPECT_EQ(site_of(rank), site_of(ranks[0]));
   }
   EXPECT_LT(placement.predicted().gap(), 1e-3);
@@ -120,7 +120,7 @@ TEST(Regions, OneStreamAloneCrossesNoMoreThanItMust) {
   PlacementOptions alone = options();
   alone.objective = OBJECTIVE_LATENCY;
   const Placement placement = plan_placement(topology, large(), alone);
-  const std::vector<int32_t> ranks = ranks_of(placement.replicas(0));
+  const std::vector<int32_t> ranks = first_ranks_of(placement.replicas(0));
   int crossings = 0;
   for (size_t k = 0; k + 1 < ranks.size(); ++k) {
     crossings += site_of(ranks[k]) != site_of(ranks[k + 1]);

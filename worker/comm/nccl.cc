@@ -94,8 +94,8 @@ Library open_library(const std::string& file) {
   return library;
 }
 
-// Why sums cannot be part of recordings; empty: they can. Alike in all ranks of a group: NCCL joins
-// no others of another version.
+// Why sums of this rank cannot be part of recordings; empty: they can. The others may record
+// theirs.
 std::string recording_fault(int version) {
   if (version < kOldestToRecord) return "that needs NCCL 2.27.3 or newer";
   for (const auto& [name, value] : kNcclForRecordings) {

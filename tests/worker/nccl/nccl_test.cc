@@ -97,8 +97,10 @@ TEST(Nccl, AnErrorOfTheNetworkEndsTheWait) {
   constexpr int kRemoteError = 6;  // ncclRemoteError
   run_ranks(2, [](NcclMember m) {
     if (m.group.rank() == 1) return;
-    std::jthread other([] {
-      std::this_thread::sleep_for(std::chrono::milliseconds(30));
+    std::jthread other([&] {
+      while (m.progress.waiting_for().empty()) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      }
       fake().set_error(kRemoteError);
     });
     Floats x(10);

@@ -17,6 +17,8 @@ namespace {
 using cuda::emulation::num_replays;
 
 constexpr uint64_t kKey = 7;
+// What ends at once ends within it on a busy machine; what hangs the fake leaves after 5 s.
+constexpr std::chrono::seconds kSoon{2};
 
 // Values on the device of a rank.
 class DeviceFloats {
@@ -125,7 +127,7 @@ TEST_F(RecordedSums, ADeadPeerEndsThem) {
     for (int i = 0; i < 3; ++i) step.replay_and_settle();
     if (m.group.rank() == 1) return;
     const auto delay = cancel_delay(m.cancellation, [&] { step.replay_and_settle(); });
-    EXPECT_LE(delay, kCancelDelayMax);
+    EXPECT_LE(delay, kSoon);
     EXPECT_EQ(code_of([&] { m.group.settle(); }, "has failed before"), Code::kCancelled);
   });
 }
@@ -141,8 +143,9 @@ TEST_F(RecordedSums, AnErrorOfTheNetworkEndsThem) {
       return;
     }
     std::jthread other([&] {
-      do std::this_thread::sleep_for(std::chrono::milliseconds(30));
-      while (!gone);
+      while (!gone || m.progress.waiting_for().empty()) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      }
       fake().set_error(kRemoteError);
     });
     EXPECT_EQ(code_of([&] { step.replay_and_settle(); }, "with NCCL"), Code::kUnavailable);
@@ -169,7 +172,7 @@ TEST_F(RecordedSums, OfTwoGroupsEndTogether) {
     };
     for (int i = 0; i < 3; ++i) step();
     if (m.group.rank() == 1) return;
-    EXPECT_LE(cancel_delay(m.cancellation, step), kCancelDelayMax);
+    EXPECT_LE(cancel_delay(m.cancellation, step), kSoon);
   });
 }
 
@@ -181,7 +184,7 @@ TEST_F(RecordedSums, ACancelEndsTheRecording) {
     step.replay_and_settle();
     if (m.group.rank() == 1) return;
     fake().hold(true);
-    EXPECT_LE(cancel_delay(m.cancellation, [&] { step.replay_and_settle(); }), kCancelDelayMax);
+    EXPECT_LE(cancel_delay(m.cancellation, [&] { step.replay_and_settle(); }), kSoon);
     fake().hold(false);
     EXPECT_EQ(step.asked, 2) << "what has ended is not tried again";
     // The stream is no longer recorded, and others may be.
@@ -257,6 +260,7 @@ std::vector<MicroBatch> make_steps(const Assign& assign) {
         chunk.add_block_table(s * own_blocks + block);
       }
       chunk.set_sample(true);
+      chunk.mutable_draw()->set_top_p(1);
       chunk.mutable_draw()->set_logprobs(3);
     }
   }
@@ -343,7 +347,7 @@ TEST_F(RecordedSums, StepsEndWithADeadRank) {
       const std::vector<MicroBatch> steps = make_steps(assign);
       for (int i = 0; i < 4; ++i) stage.run(steps[static_cast<size_t>(i)]);
       if (stage.reporter() == reporter_dies) return;
-      EXPECT_LE(cancel_delay(cancellation, [&] { stage.run(steps[4]); }), kCancelDelayMax);
+      EXPECT_LE(cancel_delay(cancellation, [&] { stage.run(steps[4]); }), kSoon);
     });
   }
 }
