@@ -100,11 +100,14 @@ __device__ inline int64_t place_of(const AttentionView& view, const Work& work, 
   return view.cache_row(work.sequence, work.kv_head, index - view.prefix);
 }
 
+// What is taken off scores before they are exponents: their largest, if any was seen.
+__device__ inline float base_of(float most) { return most == -INFINITY ? 0 : most; }
+
 // `most` is the row's largest score from here on; y and weight follow. Returns what to take off
 // scores before they are exponents.
 template <int kD>
 __device__ float raise_most(Rows<kD>& rows, int side, float most) {
-  const float base = most == -INFINITY ? 0 : most;  // nothing seen yet
+  const float base = base_of(most);
   const float factor = exp2f(rows.most[side] - base);
   rows.most[side] = most;
   rows.weight[side] *= factor;

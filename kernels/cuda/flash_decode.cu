@@ -124,7 +124,7 @@ __device__ void normalise(uint32_t (&p)[4], float (&s)[2][4], Rows<kD>& rows,
   }
 #pragma unroll
   for (int side = 0; side < 2; ++side) {
-    const float base = most[side] == -INFINITY ? 0 : most[side];  // nothing seen yet
+    const float base = base_of(most[side]);
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
       const float low = exp2f(s[n][2 * side] - base);
@@ -181,7 +181,7 @@ __device__ void join_warps(Shared<kD, kWarps>& shared, const AttentionView& view
     if (work.row_begin + row >= work.num_rows || channel >= view.head_dim) continue;
     float most = -INFINITY;
     for (int w = 0; w < kWarps; ++w) most = fmaxf(most, shared.most[w][row]);
-    const float base = most == -INFINITY ? 0 : most;  // the split's keys are not seen
+    const float base = base_of(most);
     float sum = 0;
     float weight = 0;
     for (int w = 0; w < kWarps; ++w) {
@@ -303,7 +303,7 @@ __global__ void join_kernel(AttentionView view) {
     for (int32_t i = 0; i < splits; ++i) {
       const float* part = view.part(sequence, head, i);
       const float larger = fmaxf(most, part[view.head_dim]);
-      const float base = larger == -INFINITY ? 0 : larger;  // nothing seen yet
+      const float base = base_of(larger);
       const float of_sum = exp2f(most - base);
       const float of_part = exp2f(part[view.head_dim] - base);
       sum = sum * of_sum + part[channel] * of_part;

@@ -318,6 +318,17 @@ TEST_P(OpsTest, SoftCapOfExtremes) {
   EXPECT_TRUE(std::isnan(naive::element(x, 0, 7))) << "a NaN must not hide";
 }
 
+RopeTable rope_table(const Readable<float>& cosines, const Readable<float>& sines,
+                     int32_t num_positions, int32_t rotary_dim, bool adjacent) {
+  RopeTable table;
+  table.cos = cosines.data();
+  table.sin = sines.data();
+  table.num_positions = num_positions;
+  table.rotary_dim = rotary_dim;
+  table.adjacent = adjacent;
+  return table;
+}
+
 TEST_P(OpsTest, RopeMatchesNaive) {
   const auto backend = make(2);
   for (const bool adjacent : {false, true}) {
@@ -326,12 +337,7 @@ TEST_P(OpsTest, RopeMatchesNaive) {
       const int64_t pairs = rotary_dim / 2;
       const Readable<float> cosines = random_vector(50 * pairs, 8);
       const Readable<float> sines = random_vector(50 * pairs, 9);
-      RopeTable table;
-      table.cos = cosines.data();
-      table.sin = sines.data();
-      table.num_positions = 50;
-      table.rotary_dim = rotary_dim;
-      table.adjacent = adjacent;
+      const RopeTable table = rope_table(cosines, sines, 50, rotary_dim, adjacent);
       Readable<int32_t> positions;
       for (int32_t t = 0; t < 33; ++t) positions.push_back(t * 37 % 50);
       GuardedTensor x(*backend, DType::kF32, 33, heads * head_dim);
@@ -356,12 +362,7 @@ TEST_P(OpsTest, RopeAndStoreKvAtOnceAreBoth) {
                                                                     {2, 16, 0, 4, 4}}) {
       const Readable<float> cosines = random_vector(50 * rotary_dim / 2, 8);
       const Readable<float> sines = random_vector(50 * rotary_dim / 2, 9);
-      RopeTable table;
-      table.cos = cosines.data();
-      table.sin = sines.data();
-      table.num_positions = 50;
-      table.rotary_dim = rotary_dim;
-      table.adjacent = adjacent;
+      const RopeTable table = rope_table(cosines, sines, 50, rotary_dim, adjacent);
       const Readable<int32_t> positions = {3, 49, 0, 17};
       const Readable<int32_t> slots = {13, 4, -1, 0};
       const int64_t kv_cols = int64_t{kKvHeads} * head_dim;
