@@ -78,26 +78,16 @@ __device__ void mask_scores(float (&s)[kTile / 8][4], float (&most)[2], const Ro
                             bool all_seen) {
   const int lane = threadIdx.x % kWarp;
 #pragma unroll
-  for (auto& of_keys : s) {
+  for (int n = 0; n < kTile / 8; ++n) {
 #pragma unroll
-    for (float& score : of_keys) score = view.score(score) * kLog2E;
-  }
-  if (!all_seen) {
-#pragma unroll
-    for (int n = 0; n < kTile / 8; ++n) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int32_t index = first + n * 8 + lane % 4 * 2 + i % 2;
-        const bool seen =
-            rows.row[i / 2] >= 0 && index < index_end && view.sees(rows.position[i / 2], index);
-        if (!seen) s[n][i] = -INFINITY;
-      }
+    for (int i = 0; i < 4; ++i) {
+      const int side = i / 2;
+      const int32_t index = first + n * 8 + lane % 4 * 2 + i % 2;
+      const bool seen = all_seen || (rows.row[side] >= 0 && index < index_end &&
+                                     view.sees(rows.position[side], index));
+      s[n][i] = seen ? view.score(s[n][i]) * kLog2E : -INFINITY;
+      most[side] = fmaxf(most[side], s[n][i]);
     }
-  }
-#pragma unroll
-  for (const auto& of_keys : s) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) most[i / 2] = fmaxf(most[i / 2], of_keys[i]);
   }
 }
 
