@@ -69,9 +69,10 @@ class Deaths(unittest.TestCase):
 
     def die(self, model, rank, recovery, working):
         mode = "--enable-recovery" if recovery else "plain"
-        lost = re.escape(f"rank {rank} (host {HOST}, stage {rank - 1})") + " is lost"
         with self.subTest(os.path.basename(model), rank=rank, mode=mode, working=working), \
                 Server(model, *FLAGS, ranks=3, recovery=recovery) as server:
+            stage = server.stage_ranks().index(rank)
+            lost = re.escape(f"rank {rank} (host {HOST}, stage {stage})") + " is lost"
             victim = server.ranks()[rank]
             streams = self.open_streams(server, model, victim) if working else []
             killed_at = time.monotonic()

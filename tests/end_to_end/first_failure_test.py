@@ -75,8 +75,9 @@ class Phase(unittest.TestCase):
         log = server.log()
         lines = [line for line in server.log_lines() if "first failure: " in line]
         self.assertEqual(len(lines), 1, log)
+        stage = server.stage_ranks().index(rank)
         self.assertRegex(lines[0],
-                         rf"first failure: rank {rank} \(host {re.escape(HOST)}, stage {rank - 1}\) .*{doing}")
+                         rf"first failure: rank {rank} \(host {re.escape(HOST)}, stage {stage}\) .*{doing}")
         # No other rank's trouble goes without the mark.
         for line in server.log_lines():
             if re.match(r"[WE] ", line) and line != lines[0]:
@@ -119,7 +120,8 @@ class Phase(unittest.TestCase):
                 time.sleep(0.5)  # a heartbeat tells that it is in it
                 at = self.strike(server, rank, number)
                 self.assertEqual(stream.wait_end(20).error.code().name, "UNAVAILABLE")
-                doing = "micro-batch 1, layer" if rank == 1 else "receive activations, waiting for rank 1"
+                first = server.stage_ranks()[0]
+                doing = "micro-batch 1, layer" if rank == first else f"receive activations, waiting for rank {first}"
                 self.check(server, rank, number, at, doing)
         self.both(act)
 
@@ -132,7 +134,8 @@ class Phase(unittest.TestCase):
                 at = self.strike(server, rank, number)
                 error = stream.wait_end(20).error
                 self.assertEqual(error.code().name, "UNAVAILABLE")
-                self.assertIn(f"rank {rank} (host {HOST}, stage {rank - 1}) is lost", error.details())
+                stage = server.stage_ranks().index(rank)
+                self.assertIn(f"rank {rank} (host {HOST}, stage {stage}) is lost", error.details())
                 self.check(server, rank, number, at, "it was")
                 self.assertIn("UNAVAILABLE, a consequence", server.log())
         self.both(act)

@@ -87,6 +87,24 @@ TEST(Control, IdleStrangersDoNoHarm) {
   EXPECT_FALSE(static_cast<bool>(connect_raw(*server)));
 }
 
+// A worker far away: between its hello and its last word of the handshake is a round trip.
+TEST(Control, StrangersDoNotTakeThePlaceOfOneWhoHasShownTheKey) {
+  const auto server = serve(1);
+  const TlsContext context(server->address().key, 1);
+  TlsStream worker(
+      context, connect_socket("127.0.0.1", server->address().port, steady_clock::now() + kSoon));
+  ASSERT_EQ(worker.handshake(), TlsStream::Handshake::kPending);
+  ASSERT_TRUE(wait_ready(worker.fd(), POLLIN, steady_clock::now() + kSoon));  // the answer
+  std::vector<FileDescriptor> strangers;
+  for (int i = 0; i < 500; ++i) strangers.push_back(connect_raw(*server));
+  for (int i = 0; i < 500 - 64; ++i) {
+    ASSERT_TRUE(time_to_close(strangers[static_cast<size_t>(i)]).has_value()) << i;
+  }
+  EXPECT_EQ(worker.handshake(), TlsStream::Handshake::kDone);
+  server->wait_for_workers(kSoon);
+  EXPECT_EQ(server->connected(), 1);
+}
+
 TEST(Control, StormOfGarbageDoesNoHarm) {
   const auto server = serve(1);
   std::atomic<bool> stop{false};

@@ -14,6 +14,7 @@
 #include <map>
 #include <mutex>
 #include <thread>
+#include <tuple>
 
 #include "kernels/base/check.h"
 #include "worker/comm/control.h"
@@ -26,7 +27,9 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::steady_clock;
 
-// Peers that have not proved the key, at once; the oldest gives way to a newcomer.
+// Peers that have not proved the key, at once. The oldest gives way to a newcomer, of those first
+// whose hello does not show the key: a worker far away needs its place for a round trip, in which
+// thousands of strangers can come.
 constexpr int kUnprovedMax = 64;
 // A handshake takes no more than this many frames of the unproved size.
 constexpr uint32_t kHandshakeFrames = 4;
@@ -75,7 +78,7 @@ class TcpControlServer final : public ControlServer {
   // ---- the thread ----
   void run();
   void accept_some();
-  void drop_oldest_unproved();
+  void drop_an_unproved();
   std::optional<std::string> serve(Connection& connection);
   std::optional<std::string> prove(Connection& connection);
   std::optional<std::string> deliver(Connection& connection);
@@ -276,12 +279,12 @@ void TcpControlServer::accept_some() {
     FileDescriptor socket = accept_connection(listener_);
     if (!socket) {
       // Out of descriptors: make room, or the same connection would be announced again at once.
-      if (errno == EMFILE || errno == ENFILE) drop_oldest_unproved();
+      if (errno == EMFILE || errno == ENFILE) drop_an_unproved();
       return;
     }
     const auto unproved = std::count_if(connections_.begin(), connections_.end(),
                                         [](const auto& c) { return c.second.rank == 0; });
-    if (unproved >= kUnprovedMax) drop_oldest_unproved();
+    if (unproved >= kUnprovedMax) drop_an_unproved();
     const int fd = socket.get();
     Connection connection{std::make_shared<TlsStream>(tls_, std::move(socket)),
                           FrameReader(limits_.frame_bytes), steady_clock::now()};
@@ -290,13 +293,16 @@ void TcpControlServer::accept_some() {
   }
 }
 
-void TcpControlServer::drop_oldest_unproved() {
-  auto oldest = connections_.end();
-  for (auto c = connections_.begin(); c != connections_.end(); ++c) {
-    if (c->second.rank != 0) continue;
-    if (oldest == connections_.end() || c->second.heard < oldest->second.heard) oldest = c;
+void TcpControlServer::drop_an_unproved() {
+  const auto keeps_place = [](const Connection& connection) {
+    return std::tuple(connection.rank != 0, connection.stream->has_shown_key(), connection.heard);
+  };
+  const auto least = std::min_element(
+      connections_.begin(), connections_.end(),
+      [&](const auto& a, const auto& b) { return keeps_place(a.second) < keeps_place(b.second); });
+  if (least != connections_.end() && least->second.rank == 0) {
+    end(least, "too many unproved connections");
   }
-  if (oldest != connections_.end()) end(oldest, "too many unproved connections");
 }
 
 // Reads what has come. A value is why the connection must end.

@@ -169,6 +169,11 @@ TlsStream::Handshake TlsStream::handshake() {
   return error == SSL_ERROR_WANT_READ ? Handshake::kPending : Handshake::kFailed;
 }
 
+bool TlsStream::has_shown_key() const {
+  const std::lock_guard lock(mutex_);
+  return SSL_session_reused(ssl_.get()) == 1;
+}
+
 size_t TlsStream::bytes_read() const {
   const std::lock_guard lock(mutex_);
   return BIO_number_read(SSL_get_rbio(ssl_.get()));

@@ -54,6 +54,9 @@ class TlsStream {
   enum class Handshake { kPending, kDone, kFailed };
   // Goes on with the handshake as far as what has come allows.
   Handshake handshake();
+  // At the coordinator: the peer's first message was bound to the key (the PSK binder, RFC 8446,
+  // 4.2.11.2). It has the key then, or repeats the words of one who has.
+  bool has_shown_key() const;
   size_t bytes_read() const;                    // raw, so far
   int peer_rank() const { return peer_rank_; }  // at the coordinator, after the handshake
 
