@@ -12,7 +12,6 @@
 namespace trireme {
 namespace {
 
-constexpr std::chrono::microseconds kSpin{100};
 // Setting a Cancellation rings no doorbell: a sleeper looks for it this often.
 constexpr std::chrono::microseconds kLook{500};
 
@@ -60,7 +59,7 @@ class LocalCommunicator final : public HostCommunicator {
     bool told = false;
     while (!advance(operations)) {
       BriefWait brief;
-      while (doorbell.count() == seen && brief.lasted() < kSpin) brief.pause();
+      while (doorbell.count() == seen && brief.lasted() < hub_->spin()) brief.pause();
       if (doorbell.count() == seen) {
         tell_peers(operations);
         told = true;

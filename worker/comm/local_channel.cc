@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <sched.h>
+
 #include <chrono>
 #include <condition_variable>
 #include <mutex>
@@ -14,6 +16,14 @@ namespace {
 
 // As over TCP, where the connection's thread sends them.
 constexpr std::chrono::milliseconds kHeartbeat{200};
+// With more workers than cores, who spins keeps the one that it waits for from its core.
+constexpr std::chrono::microseconds kSpin{100};
+
+int num_cores() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  return sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : CPU_SETSIZE;
+}
 
 // One thread tells the progress of all workers.
 class LocalChannel final : public Channel {
@@ -78,7 +88,9 @@ class LocalWorkerChannel final : public WorkerChannel {
 
 }  // namespace
 
-LocalHub::LocalHub(int num_workers) : workers_(num_workers) {
+LocalHub::LocalHub(int num_workers)
+    : spin_(num_workers <= num_cores() ? kSpin : std::chrono::microseconds(0)),
+      workers_(num_workers) {
   CHECK(num_workers >= 0, "a negative number of workers");
 }
 

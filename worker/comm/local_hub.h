@@ -4,6 +4,7 @@
 
 #include <array>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <functional>
@@ -87,6 +88,8 @@ class LocalHub {
   void set_wake(std::function<void()> wake);
   void close_all();  // the coordinator has gone
   bool closed() const { return closed_.load(std::memory_order_acquire); }
+  // How long a worker keeps its core while it waits for another one.
+  std::chrono::microseconds spin() const { return spin_; }
 
   // ---- a worker's side ----
   void open(int rank, Cancellation& cancellation, std::shared_ptr<const Progress> progress);
@@ -107,6 +110,7 @@ class LocalHub {
 
   void check_rank(int rank) const;
 
+  const std::chrono::microseconds spin_;
   std::vector<Worker> workers_;  // of rank 1, 2, …
   std::atomic<bool> closed_{false};
   std::mutex mutex_;
