@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "kernels/base/error.h"
+#include "launch/bench.h"
 #include "launch/chat.h"
 #include "launch/generate.h"
 #include "launch/job.h"
@@ -60,6 +61,7 @@ int run(const Options& options, std::optional<StatusFile>& status_file, std::str
     case Options::Command::kProbe: return leads ? probe(options) : help_probe(options);
     case Options::Command::kChat: return leads ? chat(options.chat) : 0;
     case Options::Command::kTop: return leads ? top(options.top) : 0;
+    case Options::Command::kBench: return leads ? bench(options.bench) : 0;
     case Options::Command::kNone: return 0;
   }
   return 0;

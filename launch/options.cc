@@ -10,6 +10,8 @@
 
 #include "kernels/base/error.h"
 #include "kernels/dtype.h"
+#include "launch/bench_options.h"
+#include "launch/flag_kinds.h"
 #include "launch/probe_options.h"
 
 namespace trireme {
@@ -19,16 +21,6 @@ using std::chrono::milliseconds;
 
 // Ranks tell of themselves five times a second: with less, each would be dead at once.
 constexpr milliseconds kLeastSilence{1000};
-
-// CLI11's own check prints the limits of a double.
-const CLI::Validator kPositive(
-    [](std::string& text) {
-      return text.find_first_not_of("0123456789") == std::string::npos &&
-                     text.find_first_not_of('0') != std::string::npos
-                 ? std::string()
-                 : "found " + text + ", needed is a whole number of 1 or more";
-    },
-    "POSITIVE");
 
 constexpr const char* kAboutTrireme =
     "Trireme serves a large language model from an MPI job.\n"
@@ -158,23 +150,12 @@ std::string dtype_or_file(const std::string& value) {
   return value + " is neither fp32, bf16, fp16, int8 or int4 nor a file";
 }
 
-// Reads a duration of `least` or more into `value`, which may be an optional.
-template <class Value>
-CLI::Option* add_duration(CLI::App& app, const std::string& name, Value& value,
-                          const std::string& help, milliseconds least = {}) {
-  const auto read = [&value, name, least](const std::string& text) {
-    value = parse_duration(text, name);
-    if (value < least) bad_value(name, text, std::to_string(least.count()) + "ms or more");
-  };
-  return app.add_option_function<std::string>(name, read, help);
-}
-
 void add_placement_flags(CLI::App& app, PlacementFlags& flags) {
   app.add_option("--model", flags.model, "Hugging Face directory or GGUF file (required)");
-  app.add_option("--tp", flags.tp, "ranks that share each layer")->check(kPositive);
+  app.add_option("--tp", flags.tp, "ranks that share each layer")->check(positive());
   app.add_option("--pp", flags.pp, "stages: ranges of layers, one after the other")
-      ->check(kPositive);
-  app.add_option("--dp", flags.dp, "replicas of the whole model")->check(kPositive);
+      ->check(positive());
+  app.add_option("--dp", flags.dp, "replicas of the whole model")->check(positive());
   app.add_option("--device_map", flags.device_map,
                  "auto; balanced, balanced_low_0 or sequential as accelerate has them; or a file: "
                  "HF's modules to workers, or a placement (plan --json writes one)");
@@ -188,12 +169,12 @@ void add_placement_flags(CLI::App& app, PlacementFlags& flags) {
          "file by module name: {\"\": \"bf16\", \"lm_head\": \"fp32\"} (default: the checkpoint's)")
       ->check(dtype_or_file, "NAME|FILE");
   app.add_option("--max_sequences", flags.max_sequences, "requests computed at once, per replica")
-      ->check(kPositive);
+      ->check(positive());
   app.add_option("--max_batch_tokens", flags.max_batch_tokens, "tokens of one micro-batch")
-      ->check(kPositive);
+      ->check(positive());
   app.add_option("--context", flags.context,
                  "longest prompt + output (default: the model's, or what fits)")
-      ->check(kPositive);
+      ->check(positive());
   app.add_option("--threads", flags.threads, "of each CPU rank; 0: its share of the node's cores")
       ->check(CLI::NonNegativeNumber);
   add_duration(app, "--start_timeout", flags.start_timeout, "of each step before the load: 30s")
@@ -241,7 +222,7 @@ CLI::App* add_serve(CLI::App& app, Options& options) {
   serve->add_option("--address_file", flags.address_file,
                     "gets the address once the model answers; gone again at the end");
   serve->add_option("--max_queue", flags.max_queue, "requests that may wait; more are refused")
-      ->check(kPositive);
+      ->check(positive());
   serve->add_option("--token_file", flags.token_file, "callers must prove to know its content");
   serve->add_option("--tls_cert", flags.tls_cert, "certificate chain, PEM");
   serve->add_option("--tls_key", flags.tls_key, "its private key, PEM");
@@ -310,12 +291,6 @@ CLI::App* add_generate(CLI::App& app, Options& options, std::vector<std::string>
   generate->add_flag("--json", flags.json, "one JSON object per answer on stdout");
   generate->footer(kGenerateExamples);
   return generate;
-}
-
-void add_client_flags(CLI::App& app, ClientFlags& flags) {
-  app.add_option("--server", flags.server, "HOST:PORT or unix:PATH")->capture_default_str();
-  app.add_option("--token_file", flags.token_file, "the server's token");
-  app.add_option("--tls_ca", flags.tls_ca, "use TLS; the server's CA or certificate, PEM");
 }
 
 CLI::App* add_top(CLI::App& app, TopFlags& flags) {
@@ -423,6 +398,7 @@ Options parse_options(int argc, char** argv) {
   const CLI::App* const serve = add_serve(app, options);
   const CLI::App* const generate = add_generate(app, options, prompt_ids);
   const CLI::App* const chat = add_chat(app, options.chat);
+  const CLI::App* const bench = add_bench_flags(app, options.bench);
   const CLI::App* const top = add_top(app, options.top);
   CLI::App* const plan = app.add_subcommand("plan", "Shows where a model would go");
   add_placement_flags(*plan, options.placement);
@@ -438,6 +414,7 @@ Options parse_options(int argc, char** argv) {
   if (serve->parsed()) options.command = Options::Command::kServe;
   if (generate->parsed()) options.command = Options::Command::kGenerate;
   if (chat->parsed()) options.command = Options::Command::kChat;
+  if (bench->parsed()) options.command = Options::Command::kBench;
   if (plan->parsed()) options.command = Options::Command::kPlan;
   if (top->parsed()) options.command = Options::Command::kTop;
   // https://no-color.org
@@ -450,6 +427,7 @@ Options parse_options(int argc, char** argv) {
   }
   for (const std::string& ids : prompt_ids) options.generate.prompt_ids.push_back(parse_ids(ids));
   if (generate->parsed()) check_generate(options.generate);
+  if (bench->parsed()) check_bench(options.bench);
   return options;
 }
 

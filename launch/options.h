@@ -110,6 +110,19 @@ struct TopFlags : ClientFlags {
   std::chrono::milliseconds interval{1000};
 };
 
+struct BenchFlags : ClientFlags {
+  int32_t requests = 0;                // how many are sent
+  std::optional<int32_t> concurrency;  // closed loop: so many under way at once
+  std::optional<double> rate;          // open loop: so many begin in a second
+  double burstiness = 1.0;             // shape of the gaps between them; 1: Poisson
+  int32_t input_len = 0;               // tokens of each prompt
+  int32_t output_len = 0;              // of each answer
+  uint64_t seed = 0;                   // of prompts and gaps
+  double temperature = 0.0;
+  std::optional<std::chrono::milliseconds> ttft_max, tpot_max, e2el_max;  // what counts as good
+  bool json = false;
+};
+
 struct ChatFlags : ClientFlags {
   std::string system;
   std::string text;  // one question, or empty for a conversation
@@ -127,7 +140,7 @@ struct ProbeFlags {
 };
 
 struct Options {
-  enum class Command { kServe, kGenerate, kChat, kPlan, kProbe, kTop, kNone };
+  enum class Command { kServe, kGenerate, kChat, kPlan, kProbe, kTop, kBench, kNone };
   Command command = Command::kNone;
   LaunchInfo launch;
   PlacementFlags placement;
@@ -135,6 +148,7 @@ struct Options {
   GenerateFlags generate;
   ChatFlags chat;
   TopFlags top;
+  BenchFlags bench;
   ProbeFlags probe;
   std::string sub_command;  // its name
   // Every flag of the sub-command with its value as text, the default where it was not given: what

@@ -196,6 +196,21 @@ TEST(Options, ChatAndPlan) {
   EXPECT_EQ(top.top.interval, std::chrono::milliseconds(250));
   EXPECT_TRUE(top.top.once && top.top.json);
   EXPECT_FALSE(parse({"top"}).top.once);
+  const Options bench = parse_line(
+      "bench --server h:1 --requests 9 --rate 2.5 --burstiness 0.5 --input_len 3 --output_len 4 "
+      "--seed 5 --ttft_max 2s --tpot_max 50ms --e2el_max 1min --json");
+  EXPECT_EQ(bench.command, Options::Command::kBench);
+  EXPECT_EQ(bench.bench.server, "h:1");
+  EXPECT_EQ(bench.bench.requests, 9);
+  EXPECT_EQ(bench.bench.rate, 2.5);
+  EXPECT_FALSE(bench.bench.concurrency.has_value());
+  EXPECT_EQ(bench.bench.burstiness, 0.5);
+  EXPECT_EQ(bench.bench.input_len + 10 * bench.bench.output_len, 43);
+  EXPECT_EQ(bench.bench.seed, 5u);
+  EXPECT_EQ(bench.bench.ttft_max, std::chrono::milliseconds(2000));
+  EXPECT_EQ(bench.bench.tpot_max, std::chrono::milliseconds(50));
+  EXPECT_EQ(bench.bench.e2el_max, std::chrono::milliseconds(60000));
+  EXPECT_TRUE(bench.bench.json);
 
   const Options plan = parse({"plan", "--model", "M", "--pp", "2", "--json"});
   EXPECT_EQ(plan.command, Options::Command::kPlan);
@@ -249,6 +264,18 @@ TEST(Options, NamesWhatIsWrong) {
       {{"generate", "--model", "M", "--prompt", "a", "--logit_bias", "3=1,3=2"},
        {"3 is there twice"}},
       {{"top", "--interval", "10ms"}, {"--interval", "10ms", "100ms"}},
+      {{"bench"}, {"--requests is required"}},
+      {{"bench", "--requests", "1", "--input_len", "1"}, {"--output_len is required"}},
+      {{"bench", "--requests", "1", "--input_len", "1", "--output_len", "1"},
+       {"--rate is required"}},
+      {{"bench", "--requests", "1", "--input_len", "1", "--output_len", "1", "--rate", "nan"},
+       {"--rate", "nan", "above 0"}},
+      {{"bench", "--requests", "1", "--input_len", "1", "--output_len", "1", "--rate", "1",
+        "--concurrency", "1"},
+       {"--concurrency and --rate"}},
+      {{"bench", "--requests", "1", "--input_len", "1", "--output_len", "1", "--concurrency", "1",
+        "--burstiness", "2"},
+       {"--burstiness", "--rate"}},
       {{"help", "sreve"}, {"sreve"}},
   };
   for (const Row& row : rows) {
