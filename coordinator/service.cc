@@ -140,6 +140,7 @@ class Service::InferenceApi final : public v1::Inference::CallbackService {
                                   const v1::AbortRequest* request, v1::AbortReply*) override {
     return answer(context, [&] {
       service_.require_token(*context);
+      refuse_unknown_fields(*request);
       check_request_id(request->request_id());
       service_.abort(request->request_id(), caller_of(*context));
     });
@@ -154,37 +155,41 @@ class Service::ClusterApi final : public v1::Cluster::CallbackService {
   explicit ClusterApi(trireme::Service& service) : service_(service) {}
 
   grpc::ServerUnaryReactor* GetTopology(grpc::CallbackServerContext* context,
-                                        const v1::GetTopologyRequest*, Topology* reply) override {
+                                        const v1::GetTopologyRequest* request,
+                                        Topology* reply) override {
     return answer(context, [&] {
       service_.require_token(*context);
+      refuse_unknown_fields(*request);
       *reply = *service_.topology();
     });
   }
 
   grpc::ServerUnaryReactor* GetPlacement(grpc::CallbackServerContext* context,
-                                         const v1::GetPlacementRequest*,
+                                         const v1::GetPlacementRequest* request,
                                          Placement* reply) override {
     return answer(context, [&] {
       service_.require_token(*context);
+      refuse_unknown_fields(*request);
       *reply = *service_.placement();
     });
   }
 
-  grpc::ServerUnaryReactor* GetLoad(grpc::CallbackServerContext* context, const v1::GetLoadRequest*,
-                                    v1::Load* reply) override {
+  grpc::ServerUnaryReactor* GetLoad(grpc::CallbackServerContext* context,
+                                    const v1::GetLoadRequest* request, v1::Load* reply) override {
     return answer(context, [&] {
       service_.require_token(*context);
+      refuse_unknown_fields(*request);
       *reply = service_.serving().engine.load();
     });
   }
 
-  grpc::ServerWriteReactor<v1::ClusterHealth>* WatchHealth(grpc::CallbackServerContext* context,
-                                                           const v1::WatchHealthRequest*) override {
-    return service_.watch(context);
+  grpc::ServerWriteReactor<v1::ClusterHealth>* WatchHealth(
+      grpc::CallbackServerContext* context, const v1::WatchHealthRequest* request) override {
+    return service_.watch(context, *request);
   }
 
-  grpc::ServerUnaryReactor* Drain(grpc::CallbackServerContext* context, const v1::DrainRequest*,
-                                  v1::DrainReply*) override {
+  grpc::ServerUnaryReactor* Drain(grpc::CallbackServerContext* context,
+                                  const v1::DrainRequest* request, v1::DrainReply*) override {
     return answer(context, [&] {
       if (service_.token_.empty()) {
         throw Error(Code::kPermissionDenied,
@@ -196,6 +201,7 @@ class Service::ClusterApi final : public v1::Cluster::CallbackService {
                     "cannot drain: the call does not carry the admin token; send it as metadata "
                     "\"authorization: Bearer TOKEN\"");
       }
+      refuse_unknown_fields(*request);
       if (service_.drain_listener_) service_.drain_listener_();
     });
   }
@@ -321,11 +327,13 @@ void Service::refresh_health() {
   if (health_listener_) health_listener_(now.serving());
 }
 
-grpc::ServerWriteReactor<v1::ClusterHealth>* Service::watch(grpc::CallbackServerContext* context) {
+grpc::ServerWriteReactor<v1::ClusterHealth>* Service::watch(grpc::CallbackServerContext* context,
+                                                            const v1::WatchHealthRequest& request) {
   const auto stream = std::make_shared<HealthStream>(open_, context);
   stream->keep();
   const grpc::Status status = status_of([&] {
     require_token(*context);
+    refuse_unknown_fields(request);
     const std::lock_guard lock(watch_mutex_);
     if (watches_closed_) throw Error(Code::kUnavailable, "the server is ending");
     std::erase_if(watches_, [](const auto& watch) { return watch.expired(); });

@@ -78,7 +78,8 @@ class Service {
   void remove_running(const std::string& id, const ReplyStream* stream, Engine* cancel_in);
   // Throws kPermissionDenied where it is another caller's and there is no token to show.
   void abort(const std::string& id, const std::string& caller);
-  grpc::ServerWriteReactor<v1::ClusterHealth>* watch(grpc::CallbackServerContext* context);
+  grpc::ServerWriteReactor<v1::ClusterHealth>* watch(grpc::CallbackServerContext* context,
+                                                     const v1::WatchHealthRequest& request);
 
   // Constant after the server started.
   const std::string token_;

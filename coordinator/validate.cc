@@ -60,8 +60,7 @@ void check_ids(const std::string& path, const google::protobuf::RepeatedField<in
   for (int i = 0; i < ids.size(); ++i) check_int(indexed(path, i), ids[i], 0, vocab_size - 1);
 }
 
-// A field that a newer client knows and this server does not would otherwise be ignored in silence.
-void refuse_unknown_fields(const google::protobuf::Message& message, const std::string& prefix) {
+void refuse_unknown(const google::protobuf::Message& message, const std::string& prefix) {
   const google::protobuf::Reflection* reflection = message.GetReflection();
   const google::protobuf::UnknownFieldSet& unknown = reflection->GetUnknownFields(message);
   if (!unknown.empty()) {
@@ -72,13 +71,13 @@ void refuse_unknown_fields(const google::protobuf::Message& message, const std::
   for (const google::protobuf::FieldDescriptor* field : fields) {
     if (field->cpp_type() != google::protobuf::FieldDescriptor::CPPTYPE_MESSAGE) continue;
     if (!field->is_repeated()) {
-      refuse_unknown_fields(reflection->GetMessage(message, field), prefix + field->name() + '.');
+      refuse_unknown(reflection->GetMessage(message, field), prefix + field->name() + '.');
       continue;
     }
     if (field->is_map()) continue;  // entries hold scalars only
     for (int i = 0; i < reflection->FieldSize(message, field); ++i) {
-      refuse_unknown_fields(reflection->GetRepeatedMessage(message, field, i),
-                            indexed(prefix + field->name(), i) + '.');
+      refuse_unknown(reflection->GetRepeatedMessage(message, field, i),
+                     indexed(prefix + field->name(), i) + '.');
     }
   }
 }
@@ -188,7 +187,7 @@ void check_metadata(const Message& message) {
 // The fields that Generate and Chat have in common, all but what depends on the prompt's length.
 template <class Message>
 PreparedRequest check_common(const Message& message, const ServedModel& model) {
-  refuse_unknown_fields(message, "");
+  refuse_unknown_fields(message);
   refuse_if_set(message.has_priority(), "priority");
   if (message.has_n()) check_int("n", message.n(), 1, kMaxAnswers);
   if (message.has_request_id()) check_request_id(message.request_id());
@@ -381,15 +380,19 @@ PreparedRequest prepare(const v1::ChatRequest& request, const ServedModel& model
   return prepared;
 }
 
+void refuse_unknown_fields(const google::protobuf::Message& message) {
+  refuse_unknown(message, "");
+}
+
 std::vector<int32_t> tokenize(const v1::TokenizeRequest& request, const ServedModel& model) {
-  refuse_unknown_fields(request, "");
+  refuse_unknown_fields(request);
   check_count("text", request.text().size(), kMaxPromptBytes, "bytes");
   check_utf8("text", request.text());
   return model.tokenizer.encode(request.text());
 }
 
 std::string detokenize(const v1::DetokenizeRequest& request, const ServedModel& model) {
-  refuse_unknown_fields(request, "");
+  refuse_unknown_fields(request);
   check_count("token_ids", static_cast<size_t>(request.token_ids_size()), kMaxDetokenizedIds,
               "ids");
   check_ids("token_ids", request.token_ids(), model.spec.vocab_size());

@@ -69,6 +69,9 @@ PreparedRequest prepare(const v1::ChatRequest& request, const ServedModel& model
 std::vector<int32_t> tokenize(const v1::TokenizeRequest& request, const ServedModel& model);
 std::string detokenize(const v1::DetokenizeRequest& request, const ServedModel& model);
 
+// A field that a newer client knows and this server does not would otherwise be ignored in silence.
+void refuse_unknown_fields(const google::protobuf::Message& message);
+
 // Throws if `id` is not 1 to kMaxRequestIdBytes printable ASCII characters.
 void check_request_id(const std::string& id);
 

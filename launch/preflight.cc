@@ -159,6 +159,18 @@ void require_life(const ChannelEvent& event, const std::vector<std::string>& hos
   }
 }
 
+void require_names(const std::vector<Place>& places) {
+  std::map<std::string, size_t> first;  // rank on it
+  for (size_t rank = 0; rank < places.size(); ++rank) {
+    const auto [entry, fresh] = first.emplace(places[rank].host, rank);
+    if (fresh || places[entry->second].boot_id == places[rank].boot_id) continue;
+    throw Error(Code::kFailedPrecondition,
+                "cannot start: ranks " + std::to_string(entry->second) + " and " +
+                    std::to_string(rank) + " run on two machines that are both named " +
+                    places[rank].host + "; give each a host name of its own");
+  }
+}
+
 std::vector<Hello> greet(Channel& channel, int count, const Hello& own,
                          const std::vector<std::string>& hosts, milliseconds timeout) {
   std::map<int, Hello> known;

@@ -20,6 +20,14 @@ Hello introduce(int rank, const Options& options, const std::string& mpi);
 // Names for messages: "rank 3 on h2", or "rank 3" where `hosts` (by rank) does not have it.
 std::string rank_name(int rank, const std::vector<std::string>& hosts);
 
+// Where a rank runs: its host's name, and the id that its kernel drew when it booted.
+struct Place {
+  std::string host, boot_id;
+};
+// By rank. Throws kFailedPrecondition where two machines have one name: their ranks would count as
+// those of one host, which share its memory and cores.
+void require_names(const std::vector<Place>& places);
+
 // Collects the hello of ranks 1..count and returns them, ascending. `own`: rank 0's statement;
 // `hosts`: what is known of them already.
 // Throws kDeadlineExceeded or kUnavailable naming who is missing or has ended, kFailedPrecondition

@@ -163,9 +163,9 @@ class MpiWorkers : public Workers {
   explicit MpiWorkers(const Options& options) {  // REQUIRES: start_mpi() returned
     count_ = mpi_job->size() - 1;
     const milliseconds timeout = options.placement.start_timeout;
-    const bool one_host = find_hosts(timeout);
-    server_ = make_control_server(count_, one_host, limits_of(options));
     try {
+      const bool one_host = find_hosts(timeout);
+      server_ = make_control_server(count_, one_host, limits_of(options));
       mpi_job->broadcast(server_->address().serialise(), timeout);
       server_->wait_for_workers(timeout, hosts_);
     } catch (const Error&) {
@@ -190,11 +190,15 @@ class MpiWorkers : public Workers {
   // True if one loopback interface reaches all ranks.
   bool find_hosts(milliseconds timeout) {
     std::set<std::string> networks;
+    std::vector<Place> places;
     for (const std::string& place : mpi_job->gather(describe_place(), timeout)) {
       const size_t end = std::min(place.find('\n'), place.size());
+      const std::string network = place.substr(end);
       hosts_.push_back(printable(place.substr(0, end)));
-      networks.insert(place.substr(end));
+      places.push_back({hosts_.back(), network.substr(0, network.find(' '))});
+      networks.insert(network);
     }
+    require_names(places);
     return networks.size() == 1;
   }
 

@@ -53,6 +53,57 @@ TEST(Service, ClusterTellsWhatIsThere) {
   EXPECT_EQ(load.max_queue(), 256);
 }
 
+// What a newer client means by it is not to be ignored: a Drain of one rank would drain all.
+template <class Request>
+Request of_a_later_version() {
+  Request request;
+  request.GetReflection()->MutableUnknownFields(&request)->AddVarint(999, 1);
+  return request;
+}
+
+TEST(Service, RefusesFieldsOfALaterVersion) {
+  HarnessOptions options;
+  options.token = "sesame";
+  Harness harness(options);
+  const auto refused = [](const char* what, const auto& call) {
+    grpc::ClientContext context;
+    context.AddMetadata("authorization", "Bearer sesame");
+    const grpc::Status status = call(&context);
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::UNIMPLEMENTED) << what;
+    EXPECT_EQ(status.error_message().find("field number 999"), 0u) << status.error_message();
+  };
+  refused("Abort", [&](auto* context) {
+    v1::AbortReply reply;
+    return harness.stub_->Abort(context, of_a_later_version<v1::AbortRequest>(), &reply);
+  });
+  refused("GetTopology", [&](auto* context) {
+    Topology reply;
+    const auto request = of_a_later_version<v1::GetTopologyRequest>();
+    return harness.cluster_->GetTopology(context, request, &reply);
+  });
+  refused("GetPlacement", [&](auto* context) {
+    Placement reply;
+    const auto request = of_a_later_version<v1::GetPlacementRequest>();
+    return harness.cluster_->GetPlacement(context, request, &reply);
+  });
+  refused("GetLoad", [&](auto* context) {
+    v1::Load reply;
+    return harness.cluster_->GetLoad(context, of_a_later_version<v1::GetLoadRequest>(), &reply);
+  });
+  refused("Drain", [&](auto* context) {
+    v1::DrainReply reply;
+    return harness.cluster_->Drain(context, of_a_later_version<v1::DrainRequest>(), &reply);
+  });
+  refused("WatchHealth", [&](auto* context) {
+    const auto request = of_a_later_version<v1::WatchHealthRequest>();
+    const auto reader = harness.cluster_->WatchHealth(context, request);
+    v1::ClusterHealth health;
+    EXPECT_FALSE(reader->Read(&health));
+    return reader->Finish();
+  });
+  EXPECT_FALSE(harness.drained);
+}
+
 TEST(Service, WatchHealthTellsEveryChange) {
   HarnessOptions options;
   options.serve = false;

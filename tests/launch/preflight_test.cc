@@ -5,6 +5,8 @@
 
 #include <string>
 
+#include "kernels/base/error.h"
+
 namespace trireme {
 namespace {
 
@@ -42,6 +44,20 @@ TEST(Preflight, CoresThatALauncherTakesAwayAreTold) {
   }
   EXPECT_EQ(describe_unused_cores(topology, machines), "");
   EXPECT_EQ(describe_unused_cores(topology, {}), "");
+}
+
+TEST(Preflight, TwoMachinesOfOneNameAreRefused) {
+  require_names({{"a", "1"}, {"a", "1"}, {"b", "2"}, {"a", "1"}, {"c", "1"}});  // c: in a container
+  try {
+    require_names({{"a", "1"}, {"b", "2"}, {"b", "2"}, {"b", "3"}});
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), Code::kFailedPrecondition);
+    EXPECT_NE(
+        std::string(error.what()).find("ranks 1 and 3 run on two machines that are both named b"),
+        std::string::npos)
+        << error.what();
+  }
 }
 
 }  // namespace
