@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <chrono>
+#include <exception>
+#include <new>
 #include <string>
 #include <thread>
 #include <utility>
@@ -76,6 +78,8 @@ int Worker::run() {
     report_failure(error.code(), error.what());
   } catch (const std::bad_alloc&) {
     report_failure(Code::kResourceExhausted, "out of memory");
+  } catch (const std::exception& error) {
+    report_failure(Code::kInternal, std::string("a bug: ") + error.what());
   }
   return 1;
 }
@@ -94,6 +98,9 @@ bool Worker::handle(const ToWorker& message) {
       } catch (const std::bad_alloc&) {
         stage_.reset();
         report_failure(Code::kResourceExhausted, "out of memory");
+      } catch (const std::exception& error) {
+        stage_.reset();
+        report_failure(Code::kInternal, std::string("a bug: ") + error.what());
       }
       return true;
     case ToWorker::kLinks: {

@@ -16,6 +16,7 @@
 #include <thread>
 
 #include "kernels/base/brief_wait.h"
+#include "kernels/base/bus_error.h"
 #include "kernels/base/check.h"
 #include "worker/comm/host_communicator.h"
 
@@ -341,6 +342,7 @@ std::unique_ptr<Communicator> MpiTransport::make_group(std::span<const int> rank
 }  // namespace
 
 MpiJob::MpiJob() {
+  explain_bus_errors();  // of MPI's shared memory
   // Nothing here blocks inside MPI, and Open MPI would call sched_yield at every look:
   // brief_wait.h.
   setenv("OMPI_MCA_mpi_yield_when_idle", "0", 0);
@@ -391,7 +393,8 @@ std::vector<std::string> MpiJob::gather(const std::string& mine,
     char text[kGatherBytes] = {};
     MPI_Request request = MPI_REQUEST_NULL;
   };
-  auto words = std::make_unique<std::vector<Word>>(rank() == 0 ? size() : 1);
+  // MPI writes to it until all is done: whatever is thrown before that leaves it.
+  auto* const words = new std::vector<Word>(rank() == 0 ? size() : 1);
   mine.copy((*words)[0].text, mine.size());
   for (int peer = 1; peer < size() && rank() == 0; ++peer) {
     Word& word = (*words)[peer];
@@ -414,7 +417,6 @@ std::vector<std::string> MpiJob::gather(const std::string& mine,
     }
     if (missing.empty()) break;
     if (steady_clock::now() >= deadline) {
-      words.release();  // MPI may still write to it
       abandon();
       throw Error(Code::kDeadlineExceeded,
                   rank() == 0 ? "no word by MPI within " + std::to_string(timeout.count()) +
@@ -424,6 +426,7 @@ std::vector<std::string> MpiJob::gather(const std::string& mine,
     }
     std::this_thread::sleep_for(kNap);
   }
+  const std::unique_ptr<std::vector<Word>> owner(words);
   std::vector<std::string> texts;
   for (const Word& word : *words) texts.emplace_back(word.text, strnlen(word.text, kGatherBytes));
   if (rank() != 0) texts.clear();
@@ -437,20 +440,20 @@ std::string MpiJob::broadcast(const std::string& from_root, std::chrono::millise
     char bytes[kBroadcastBytes] = {};
   };
   CHECK(from_root.size() <= kBroadcastBytes, "a broadcast of more than 64 KiB");
-  auto message = std::make_unique<Message>();
+  // As in gather().
+  auto* const message = new Message();
   if (rank() == 0) {
     message->length = static_cast<uint32_t>(from_root.size());
     std::copy(from_root.begin(), from_root.end(), message->bytes);
   }
   MPI_Request request = MPI_REQUEST_NULL;
-  check_mpi(MPI_Ibcast(message.get(), sizeof(Message), MPI_BYTE, 0, MPI_COMM_WORLD, &request),
+  check_mpi(MPI_Ibcast(message, sizeof(Message), MPI_BYTE, 0, MPI_COMM_WORLD, &request),
             "broadcast from rank 0");
   const auto deadline = steady_clock::now() + timeout;
   for (int done = 0; done == 0;) {
     check_mpi(MPI_Test(&request, &done, MPI_STATUS_IGNORE), "broadcast from rank 0");
     if (done != 0) break;
     if (steady_clock::now() >= deadline) {
-      message.release();  // MPI may still write to it
       abandon();
       throw Error(Code::kDeadlineExceeded,
                   "cannot share the control address: rank " + std::to_string(rank()) +
@@ -459,6 +462,7 @@ std::string MpiJob::broadcast(const std::string& from_root, std::chrono::millise
     }
     std::this_thread::sleep_for(kNap);
   }
+  const std::unique_ptr<Message> owner(message);
   if (message->length > kBroadcastBytes) {
     throw Error(Code::kInternal, "cannot read rank 0's broadcast: its length is " +
                                      std::to_string(message->length) +

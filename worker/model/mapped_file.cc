@@ -2,7 +2,6 @@
 #include "worker/model/mapped_file.h"
 
 #include <fcntl.h>
-#include <signal.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -11,6 +10,7 @@
 #include <system_error>
 #include <utility>
 
+#include "kernels/base/bus_error.h"
 #include "kernels/base/error.h"
 
 namespace trireme {
@@ -23,30 +23,10 @@ namespace {
                   "; a readable file is needed");
 }
 
-// Touching a map behind the end of a file that somebody cut short, or of storage that failed,
-// raises a signal. The process cannot go on, but it can say why.
-extern "C" void on_bus_error(int) {
-  static constexpr char kWord[] =
-      "trireme: cannot read the checkpoint: one of its files became shorter, or its storage "
-      "failed, "
-      "while it was read; copy it again\n";
-  [[maybe_unused]] const ssize_t written = write(STDERR_FILENO, kWord, sizeof kWord - 1);
-  _exit(1);
-}
-
-void catch_bus_errors() {
-  static const bool caught = [] {
-    struct sigaction action = {};
-    action.sa_handler = on_bus_error;
-    return sigaction(SIGBUS, &action, nullptr) == 0;
-  }();
-  (void)caught;
-}
-
 }  // namespace
 
 MappedFile::MappedFile(const std::string& path) : path_(path) {
-  catch_bus_errors();
+  explain_bus_errors();
   // O_NONBLOCK: opening a named pipe must not wait for its writer.
   const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (file < 0) fail(path, errno);
