@@ -157,10 +157,10 @@ void Engine::submit(std::vector<Request> answers) {
     if (num_queued + count > options_.max_queue) {
       const std::string wanted =
           count == 1 ? "" : " and it asks for " + std::to_string(count) + " answers";
-      throw Error(Code::kResourceExhausted,
-                  "cannot take the request: " + std::to_string(num_queued) +
-                      " are queued, --max_queue allows " + std::to_string(options_.max_queue) +
-                      wanted + "; try again later");
+      throw TryLater("cannot take the request: " + std::to_string(num_queued) +
+                         " are queued, --max_queue allows " + std::to_string(options_.max_queue) +
+                         wanted,
+                     pace_.delay(num_queued + count - options_.max_queue));
     }
     is_idle_ = false;
     num_open_ += count;
@@ -416,6 +416,10 @@ Engine::Active Engine::close(uint64_t sequence) {
 void Engine::finish(uint64_t sequence, FinishReason reason, std::optional<int32_t> stop_id,
                     Clock::time_point now) {
   const Active active = close(sequence);
+  {
+    const std::lock_guard lock(mutex_);
+    pace_.ended(now);
+  }
   log_end(active, reason == FinishReason::kStop ? "stop" : "length", now);
   active.request.sink->on_finished(reason, stop_id);
 }

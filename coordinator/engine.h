@@ -24,6 +24,7 @@
 
 #include "coordinator/replica_speeds.h"
 #include "coordinator/request.h"
+#include "coordinator/retry.h"
 #include "coordinator/roster.h"
 #include "coordinator/scheduler.h"
 #include "coordinator/step_drift.h"
@@ -218,6 +219,7 @@ class Engine {
   std::vector<uint64_t> cancels_;
   std::unordered_map<std::string, std::vector<uint64_t>> ids_;  // each open request's sequences
   int32_t num_open_ = 0;                                        // sequences
+  RetryPace pace_;                                              // of those that are answered
   uint64_t next_sequence_ = 1;
   bool is_idle_ = true;       // no request open, and the last sink has returned
   std::string drain_reason_;  // not empty: draining

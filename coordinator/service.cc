@@ -6,6 +6,8 @@
 
 #include "coordinator/auth.h"
 #include "coordinator/generation.h"
+#include "coordinator/retry.h"
+#include "coordinator/status.h"
 #include "kernels/base/error.h"
 #include "kernels/base/log.h"
 #include "proto/inference.grpc.pb.h"
@@ -15,14 +17,8 @@ namespace {
 
 // A stream costs memory until its client has read it, also after its request has ended.
 constexpr int kMaxOpenStreams = 1024;
+constexpr std::chrono::milliseconds kStreamRetry{1000};
 constexpr size_t kMaxWatches = 64;
-// Trailers must fit into what clients accept, 8 KiB by default, when every byte is escaped as
-// three.
-constexpr size_t kMaxStatusBytes = 2048;
-
-grpc::Status to_status(Code code, const std::string& message) {
-  return {static_cast<grpc::StatusCode>(code), message.substr(0, kMaxStatusBytes)};
-}
 
 // The gRPC edge: what is thrown below becomes a status here.
 template <class Work>
@@ -30,6 +26,8 @@ grpc::Status status_of(Work&& work) {
   try {
     work();
     return grpc::Status::OK;
+  } catch (const TryLater& error) {
+    return to_status(error.code(), error.what(), error.retry_delay());
   } catch (const Error& error) {
     return to_status(error.code(), error.what());
   } catch (const std::exception& error) {
@@ -375,9 +373,9 @@ grpc::ServerWriteReactor<v1::GenerateReply>* Service::start(grpc::CallbackServer
     require_token(*context);
     const Serving& now = serving();
     if (open_.count() > kMaxOpenStreams) {
-      throw Error(Code::kResourceExhausted,
-                  "cannot take the request: " + std::to_string(kMaxOpenStreams) +
-                      " streams are open, which is the most; try again later");
+      throw TryLater("cannot take the request: " + std::to_string(kMaxOpenStreams) +
+                         " streams are open, which is the most",
+                     kStreamRetry);
     }
     PreparedRequest prepared = prepare(message, now.model);
     prepared.request.deadline = deadline_of(*context);

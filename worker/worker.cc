@@ -84,25 +84,28 @@ int Worker::run() {
   return 1;
 }
 
+// A load that fails is for the coordinator to judge. If this rank ended, the launcher would take
+// its status for the job's.
+void Worker::load_or_report(const Assign& assign) {
+  const auto report = [&](Code code, const std::string& what) {
+    stage_.reset();  // it may be half a stage
+    // Abandoned by the coordinator, which knows why.
+    if (code != Code::kCancelled) report_failure(code, what);
+  };
+  try {
+    load(assign);
+  } catch (const Error& error) {
+    report(error.code(), error.what());
+  } catch (const std::bad_alloc&) {
+    report(Code::kResourceExhausted, "out of memory");
+  } catch (const std::exception& error) {
+    report(Code::kInternal, std::string("a bug: ") + error.what());
+  }
+}
+
 bool Worker::handle(const ToWorker& message) {
   switch (message.kind_case()) {
-    case ToWorker::kAssign:
-      // A load that fails is for the coordinator to judge. If this rank ended, the launcher would
-      // take its status for the job's.
-      try {
-        load(message.assign());
-      } catch (const Error& error) {
-        stage_.reset();  // it may be half a stage
-        // Abandoned by the coordinator, which knows why.
-        if (error.code() != Code::kCancelled) report_failure(error.code(), error.what());
-      } catch (const std::bad_alloc&) {
-        stage_.reset();
-        report_failure(Code::kResourceExhausted, "out of memory");
-      } catch (const std::exception& error) {
-        stage_.reset();
-        report_failure(Code::kInternal, std::string("a bug: ") + error.what());
-      }
-      return true;
+    case ToWorker::kAssign: load_or_report(message.assign()); return true;
     case ToWorker::kLinks: {
       FromWorker reply;
       *reply.mutable_links() = links_.run(message.links());

@@ -40,6 +40,7 @@ class Worker : private KeyExchange {
   bool handle(const ToWorker& message);
   DeviceTransportOptions transport_options(std::set<int> by_nccl);
   void load(const Assign& assign);
+  void load_or_report(const Assign& assign);
   // Whether the replica's Abandon follows a micro-batch's error soon.
   bool abandoned_after(const Error& error);
   void allocate_cache(const Assign& assign);

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "coordinator/tokenizer/utf8.h"
+#include "proto/status_details.pb.h"
 #include "tests/coordinator/service_harness.h"
 #include "tests/support/relay.h"
 #include "worker/sampler.h"
@@ -174,6 +175,16 @@ TEST(Service, AFullQueueRefusesAtOnce) {
   EXPECT_EQ(refused.status.error_code(), StatusCode::RESOURCE_EXHAUSTED);
   EXPECT_TRUE(holds(refused.status.error_message(), "--max_queue"))
       << refused.status.error_message();
+  v1::StatusDetails details;
+  v1::RetryInfo retry;
+  ASSERT_TRUE(details.ParseFromString(refused.status.error_details()));
+  EXPECT_EQ(details.code(), StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_EQ(details.message(), refused.status.error_message());
+  ASSERT_EQ(details.details_size(), 1);
+  EXPECT_EQ(details.details(0).type_url(), "type.googleapis.com/google.rpc.RetryInfo");
+  ASSERT_TRUE(retry.ParseFromString(details.details(0).value()));
+  EXPECT_EQ(retry.retry_delay().seconds(), 1);  // no request has ended yet
+  EXPECT_TRUE(holds(refused.status.error_message(), "; try again in 1.0 s"));
   harness.workers_.hold(false);
   for (const auto& reader : readers) {
     const Seen seen = read_all(*reader);
