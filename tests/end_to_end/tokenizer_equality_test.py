@@ -13,7 +13,9 @@ Lines with characters that Unicode 14 does not know are counted apart: our libra
 """
 import argparse
 import base64
+import functools
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -249,7 +251,7 @@ class Ours:
     def __init__(self, path, family):
         self.process = subprocess.Popen([ENCODE, path, family], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                         stderr=subprocess.PIPE, text=True, encoding="utf-8")
-        self.size = self._read()["size"]
+        self._greeted = False
 
     def __enter__(self):
         return self
@@ -265,11 +267,19 @@ class Ours:
         return json.loads(line)
 
     def ask(self, question):
+        """The answer, once it is called for: the process loads and works meanwhile."""
         self.process.stdin.write(json.dumps(question) + "\n")
         self.process.stdin.flush()
+        return self._answer
+
+    def _answer(self):
+        if not self._greeted:
+            self._read()  # the size of the vocabulary
+        self._greeted = True
         return self._read()
 
 
+@functools.cache
 def is_new(line):
     """Whether the line has a character that Unicode 14 lacks, or one that the reference's own older tables lack."""
     return (any(unicodedata.category(c) == "Cn" for c in line) or
@@ -288,10 +298,11 @@ def count_lines(count, seed):
 
 
 def compare(path, family, reference, lines, show):
-    encode, decode = reference(path)
     with Ours(path, family) as ours:
-        answer = ours.ask(lines)
-    expected = encode(lines)
+        reply = ours.ask(lines)
+        encode, decode = reference(path)
+        expected = encode(lines)
+        answer = reply()
     known = [(line, ids, ours_ids, ours_text) for line, ids, ours_ids, ours_text
              in zip(lines, expected, answer["ids"], answer["texts"], strict=True) if not is_new(line)]
     texts = decode([ids for _, ids, _, _ in known])
@@ -312,7 +323,7 @@ def sweep(path, family, reference):
     points = [p for p in range(0x110000) if not 0xD800 <= p <= 0xDFFF]
     texts = [f"a{c}b 1{c}{c} {c}c" for c in map(chr, points)]
     with Ours(path, family) as ours:
-        answers = ours.ask(texts)["ids"]
+        answers = ours.ask(texts)()["ids"]
     differ = [p for p, a, b in zip(points, answers, encode(texts), strict=True) if a != b]
     ranges = []
     for point in differ:
@@ -333,7 +344,7 @@ def print_speed(name, path, family, reference, lines):
     ours_s, theirs_s = [], []
     with Ours(path, family) as ours:
         for _ in range(SPEED_ROUNDS):
-            ours_s.append(ours.ask(texts)["seconds"])
+            ours_s.append(ours.ask(texts)()["seconds"])
             start = time.process_time()
             encode(texts)
             theirs_s.append(time.process_time() - start)
@@ -343,7 +354,32 @@ def print_speed(name, path, family, reference, lines):
     harness.print_bar(f"tokenizer_speed {name}", round(ratio, 2), SPEED_TARGET, ratio >= SPEED_TARGET, **spread)
 
 
-def main():
+def judge(name):
+    """The row of a tokenizer, whether it passes, and whether it is there at all; in a process of its own."""
+    with tempfile.TemporaryDirectory(prefix="trireme-tokenizers-") as folder:
+        try:
+            path, family, reference = sources_of(options, folder)[name]()
+            result = compare(path, family, reference, lines, options.show)
+        except (Absent, harness.unittest.SkipTest) as reason:
+            return f"{name:26} SKIPPED: {reason}", True, False
+        except RuntimeError as error:
+            return f"{name:26} {error}", False, True
+        if options.sweep:
+            sweep(path, family, reference)
+    row = (f"{name:26} {result.lines:6} {result.tokens:8} {result.ids:11} {result.texts:6}   {result.new_lines:18} "
+           f"{result.new_ids:5}")
+    return row, result.ids == result.texts == 0, True
+
+
+def sources_of(options, folder):
+    if not options.directory:
+        return sources(Bench(folder))
+    path = Path(options.directory[0])
+    reference = {"auto": auto, "json": tokenizer_json, "sentencepiece": sentence_piece}[options.directory[2]]
+    return {path.name: lambda: (path, options.directory[1], reference)}
+
+
+def parse_options():
     parser = argparse.ArgumentParser()
     parser.add_argument("--lines", type=Path)
     parser.add_argument("--count", type=int, default=10_000)
@@ -352,45 +388,33 @@ def main():
     parser.add_argument("--directory", nargs=3, metavar=("DIR", "FAMILY", "REFERENCE"), help="REFERENCE: auto, json or sentencepiece")
     parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--show", type=int, default=3, help="differences to print")
-    options = parser.parse_args()
-    lines = options.lines.read_text().splitlines() if options.lines else count_lines(options.count, options.seed)
+    return parser.parse_args()
+
+
+def main():
+    names = [name for name in sources_of(options, "") if options.only in (None, name)]
+    print(f"{'tokenizer':26} {'lines':>6} {'tokens':>8} {'differ: ids':>11} {'texts':>6}   other Unicode: lines, ids")
+    passed = present = 0
+    with multiprocessing.get_context("fork").Pool() as pool:
+        for row, passes, is_there in pool.imap(judge, names):
+            print(row, flush=True)
+            passed += passes
+            present += is_there
+    # Alone on the machine.
     old_lines = [line for line in lines if not is_new(line)]
-    failed = absent = 0
-    with tempfile.TemporaryDirectory(prefix="trireme-tokenizers-") as folder:
-        wanted = sources(Bench(folder))
-        if options.directory:
-            path = Path(options.directory[0])
-            reference = {"auto": auto, "json": tokenizer_json, "sentencepiece": sentence_piece}[options.directory[2]]
-            wanted = {path.name: lambda: (path, options.directory[1], reference)}
-        print(f"{'tokenizer':26} {'lines':>6} {'tokens':>8} {'differ: ids':>11} {'texts':>6}   other Unicode: lines, ids")
-        for name, source in wanted.items():
-            if options.only and options.only != name:
-                continue
-            try:
-                path, family, reference = source()
-                result = compare(path, family, reference, lines, options.show)
-            except (Absent, harness.unittest.SkipTest) as reason:
-                absent += 1
-                print(f"{name:26} SKIPPED: {reason}", flush=True)
-                continue
-            except RuntimeError as error:
-                failed += 1
-                print(f"{name:26} {error}", flush=True)
-                continue
-            failed += result.ids > 0 or result.texts > 0
-            print(f"{name:26} {result.lines:6} {result.tokens:8} {result.ids:11} {result.texts:6}   {result.new_lines:18} {result.new_ids:5}",
-                  flush=True)
-            if options.sweep:
-                sweep(path, family, reference)
-            if name in ("SmolLM2", "ChatGLM3"):
-                print_speed(name, path, family, reference, old_lines)
-            for made in Path(folder).iterdir():
-                shutil.rmtree(made) if made.is_dir() else made.unlink()
-    if failed:
+    for name in {"SmolLM2", "ChatGLM3"}.intersection(names):
+        try:
+            print_speed(name, *sources_of(options, "")[name](), old_lines)
+        except Absent:
+            pass  # its row says so
+    if passed < len(names):
         sys.exit(1)
-    if absent == len(wanted):
+    if present == 0:
         harness.skip_script("no tokenizer is there")
 
 
 if __name__ == "__main__":
+    options = parse_options()
+    # Before the processes of judge(), which share it.
+    lines = options.lines.read_text().splitlines() if options.lines else count_lines(options.count, options.seed)
     main()
