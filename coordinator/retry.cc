@@ -2,6 +2,7 @@
 #include "coordinator/retry.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <vector>
 
@@ -10,7 +11,7 @@ namespace {
 
 using std::chrono::milliseconds;
 
-constexpr size_t kEnds = 17;  // that are remembered
+constexpr size_t kTicks = 16;  // that are remembered
 constexpr milliseconds kUnknown{1000};
 constexpr milliseconds kLeast{100};
 constexpr milliseconds kMost{30000};
@@ -28,18 +29,26 @@ TryLater::TryLater(const std::string& message, milliseconds retry_delay)
       retry_delay_(retry_delay) {}
 
 void RetryPace::ended(Time when) {
-  ends_.push_back(when);
-  if (ends_.size() > kEnds) ends_.pop_front();
+  if (ticks_.empty() || ticks_.back().when != when) ticks_.push_back({when, 0});
+  ++ticks_.back().ended;
+  if (ticks_.size() > kTicks) ticks_.pop_front();
 }
 
 milliseconds RetryPace::delay(int32_t places) const {
-  if (ends_.size() < 2) return kUnknown;
-  // The median: one of the gaps may be a night.
-  std::vector<std::chrono::duration<double, std::milli>> gaps;
-  for (size_t i = 1; i < ends_.size(); ++i) gaps.emplace_back(ends_[i] - ends_[i - 1]);
-  const auto middle = gaps.begin() + static_cast<int64_t>(gaps.size() / 2);
-  std::nth_element(gaps.begin(), middle, gaps.end());
-  const double delay = middle->count() * std::max(places, 1);
+  if (ticks_.size() < 2) return kUnknown;
+  // The median, of two the lesser: one of the gaps may be a night.
+  std::vector<double> gaps, counts;
+  for (size_t i = 1; i < ticks_.size(); ++i) {
+    gaps.push_back(
+        std::chrono::duration<double, std::milli>(ticks_[i].when - ticks_[i - 1].when).count());
+    counts.push_back(ticks_[i].ended);
+  }
+  const auto median = [](std::vector<double>& values) {
+    const auto middle = values.begin() + static_cast<int64_t>((values.size() - 1) / 2);
+    std::nth_element(values.begin(), middle, values.end());
+    return *middle;
+  };
+  const double delay = median(gaps) * std::ceil(std::max(places, 1) / median(counts));
   return milliseconds(static_cast<int64_t>(
       std::clamp(delay, static_cast<double>(kLeast.count()), static_cast<double>(kMost.count()))));
 }

@@ -28,12 +28,17 @@ class RetryPace {
   using Time = std::chrono::steady_clock::time_point;
 
   void ended(Time when);
-  // Until so many places are free: the median time between two ends, for each of them; a second as
-  // long as that is not known; from 100 ms to 30 s.
+  // Until so many places are free: how many ended at a time, and the time between two such, each
+  // the median of the latest; a second as long as that is not known; from 100 ms to 30 s.
   std::chrono::milliseconds delay(int32_t places) const;
 
  private:
-  std::deque<Time> ends_;
+  // Sequences of a batch that are equally long end together.
+  struct Tick {
+    Time when;
+    int32_t ended = 0;
+  };
+  std::deque<Tick> ticks_;
 };
 
 }  // namespace trireme

@@ -11,7 +11,6 @@
 #include "kernels/base/error.h"
 #include "launch/bench_load.h"
 #include "launch/bench_report.h"
-#include "launch/client.h"
 #include "launch/stop_signal.h"
 #include "launch/text_table.h"
 
@@ -64,7 +63,8 @@ class ProgressLine {
 };
 
 void throw_if_spoilt(const BenchReport& report, const BenchFlags& flags, bool stopped) {
-  const std::string all = std::to_string(flags.requests) + " requests";
+  const std::string all =
+      std::to_string(flags.requests) + (flags.requests == 1 ? " request" : " requests");
   const int64_t unsent = flags.requests - report.sent;
   if (stopped) {
     throw Error(Code::kCancelled, "stopped by a signal when " + std::to_string(report.answered) +
@@ -75,7 +75,7 @@ void throw_if_spoilt(const BenchReport& report, const BenchFlags& flags, bool st
   if (unsent > 0) {
     what += ", and " + std::to_string(unsent) + " were not sent, since the server has gone";
   }
-  if (report.failed > 0) what += ": " + for_terminal(report.failures.begin()->first);
+  if (report.failed > 0) what += ": " + report.failures.begin()->first;
   throw Error(Code::kUnavailable, what);
 }
 
@@ -83,15 +83,12 @@ void throw_if_spoilt(const BenchReport& report, const BenchFlags& flags, bool st
 
 int bench(const BenchFlags& flags) {
   StopSignal stop;
-  const auto channel = make_channel(flags);
-  wait_connected(*channel, flags);
   BenchReport report;
   bool stopped = false;
   {
     std::optional<ProgressLine> line;
     line.emplace("warm-up", 1);
-    BenchLoad load(channel, flags, stop,
-                   [&](const BenchProgress& progress) { line->show(progress); });
+    BenchLoad load(flags, stop, [&](const BenchProgress& progress) { line->show(progress); });
     load.warm_up();
     line.emplace("measuring", flags.requests);
     report = summarise(load.run(), flags);
@@ -99,6 +96,7 @@ int bench(const BenchFlags& flags) {
   }
   std::cout << (flags.json ? report_json(report, flags) + "\n" : report_tables(report, flags))
             << std::flush;
+  if (!std::cout) throw Error(Code::kInternal, "cannot write the report to stdout");
   throw_if_spoilt(report, flags, stopped);
   return 0;
 }

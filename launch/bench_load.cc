@@ -4,17 +4,26 @@
 #include <grpcpp/grpcpp.h>
 
 #include <algorithm>
+#include <iterator>
+#include <optional>
 #include <random>
 #include <set>
 
 #include "kernels/base/error.h"
 #include "launch/client.h"
+#include "proto/status_details.pb.h"
 
 namespace trireme {
 namespace {
 
 // How soon a signal is seen, and progress told.
 constexpr double kLookSeconds = 0.05;
+constexpr std::chrono::seconds kAskLimit{10};
+// Under what servers let a connection have: ours 256, others 100.
+constexpr int32_t kCallsPerLane = 100;
+// In a closed loop, after a request that was not answered: to fail them by the thousand says
+// nothing.
+constexpr double kPauseSeconds = 0.1;
 
 // Whatever the vocabulary, this becomes some dozens of ordinary tokens.
 constexpr const char* kWords =
@@ -47,8 +56,12 @@ std::vector<int32_t> make_prompt(const std::vector<int32_t>& words, const BenchF
   return prompt;
 }
 
+namespace {
+
+// Token ids of common words, by the server's own tokenizer.
 std::vector<int32_t> ask_for_words(v1::Inference::Stub& stub, const std::string& token) {
   grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + kAskLimit);
   add_token(context, token);
   v1::TokenizeRequest request;
   request.set_text(kWords);
@@ -60,6 +73,20 @@ std::vector<int32_t> ask_for_words(v1::Inference::Stub& stub, const std::string&
   return {ids.begin(), ids.end()};
 }
 
+// What a refusal for want of a place says; nullopt: it is none.
+std::optional<double> retry_delay(const grpc::Status& status) {
+  v1::StatusDetails details;
+  v1::RetryInfo retry;
+  if (status.error_code() != grpc::StatusCode::RESOURCE_EXHAUSTED ||
+      !details.ParseFromString(status.error_details()) || details.details().empty() ||
+      !retry.ParseFromString(details.details(0).value())) {
+    return std::nullopt;
+  }
+  return static_cast<double>(retry.retry_delay().seconds()) + 1e-9 * retry.retry_delay().nanos();
+}
+
+}  // namespace
+
 struct BenchLoad::Call {
   grpc::ClientContext context;
   std::unique_ptr<grpc::ClientAsyncReader<v1::GenerateReply>> reader;
@@ -67,19 +94,40 @@ struct BenchLoad::Call {
   grpc::Status status;
   bool begun = false;  // what is under way is a read, not the start
   bool finishing = false;
+  size_t lane = 0;
   BenchRecord record;
 };
 
-BenchLoad::BenchLoad(std::shared_ptr<grpc::Channel> channel, const BenchFlags& flags,
-                     StopSignal& stop, std::function<void(const BenchProgress&)> tell)
-    : channel_(std::move(channel)),
-      flags_(flags),
+BenchLoad::BenchLoad(const BenchFlags& flags, StopSignal& stop,
+                     std::function<void(const BenchProgress&)> tell)
+    : flags_(flags),
       token_(token_of(flags)),
       stop_(stop),
       tell_(std::move(tell)),
-      stub_(v1::Inference::NewStub(channel_)),
-      words_(ask_for_words(*stub_, token_)),
-      began_(Clock::now()) {}
+      began_(Clock::now()) {
+  const Lane& lane = open_lane();
+  wait_connected(*lane.channel, flags_);
+  words_ = ask_for_words(*lane.stub, token_);
+  // Users of a closed loop have connected before; those of an open loop do it when they come.
+  while (flags_.concurrency && *flags_.concurrency > kCallsPerLane * std::ssize(lanes_)) {
+    wait_connected(*open_lane().channel, flags_);
+  }
+}
+
+BenchLoad::Lane& BenchLoad::open_lane() {
+  Lane& lane = lanes_.emplace_back();
+  lane.channel = make_channel(flags_);
+  lane.stub = v1::Inference::NewStub(lane.channel);
+  return lane;
+}
+
+size_t BenchLoad::free_lane() {
+  const auto lane = std::find_if(lanes_.begin(), lanes_.end(),
+                                 [](const Lane& one) { return one.under_way < kCallsPerLane; });
+  if (lane != lanes_.end()) return static_cast<size_t>(lane - lanes_.begin());
+  open_lane();
+  return lanes_.size() - 1;
+}
 
 // gRPC refers to a call until its last event.
 BenchLoad::~BenchLoad() {
@@ -102,6 +150,7 @@ std::vector<BenchRecord> BenchLoad::run() {
   records_.clear();
   progress_ = {};
   num_sent_ = 0;
+  quiet_until_ = 0;
   const std::vector<double> due = arrival_times(flags_);
   began_ = Clock::now();
   drive(due, flags_.concurrency.value_or(flags_.requests));
@@ -113,7 +162,7 @@ void BenchLoad::drive(const std::vector<double>& due, int32_t most_at_once) {
   while (to_send() || !calls_.empty()) {
     double until = now() + kLookSeconds;
     while (to_send() && static_cast<int32_t>(calls_.size()) < most_at_once) {
-      const double next = due[static_cast<size_t>(num_sent_)];
+      const double next = next_due(due);
       if (next > now()) {
         until = std::min(until, next);
         break;
@@ -130,6 +179,11 @@ void BenchLoad::drive(const std::vector<double>& due, int32_t most_at_once) {
   }
 }
 
+double BenchLoad::next_due(const std::vector<double>& due) const {
+  const double time = due[static_cast<size_t>(num_sent_)];
+  return flags_.concurrency ? std::max(time, quiet_until_) : time;
+}
+
 void BenchLoad::start(double due) {
   auto call = std::make_unique<Call>();
   v1::GenerateRequest request;
@@ -139,7 +193,10 @@ void BenchLoad::start(double due) {
   request.set_max_tokens(flags_.output_len);
   request.set_ignore_eos(true);
   add_token(call->context, token_);
-  call->reader = stub_->PrepareAsyncGenerate(&call->context, request, &queue_);
+  call->lane = free_lane();
+  Lane& lane = lanes_[call->lane];
+  ++lane.under_way;
+  call->reader = lane.stub->PrepareAsyncGenerate(&call->context, request, &queue_);
   call->record.sent = now();
   // In a closed loop a request is due when there is room for it.
   call->record.late = flags_.rate ? call->record.sent - due : 0;
@@ -185,18 +242,18 @@ void BenchLoad::end(Call& call) {
   if (call.status.ok() && record.output_tokens == 0) {
     call.status = {grpc::StatusCode::INTERNAL, "the answer has no token"};
   }
-  switch (call.status.error_code()) {
-    case grpc::StatusCode::OK: record.outcome = Outcome::kAnswered; break;
-    case grpc::StatusCode::RESOURCE_EXHAUSTED: record.outcome = Outcome::kRefused; break;
-    default: record.outcome = stopped_ ? Outcome::kStopped : Outcome::kFailed;
-  }
-  if (!call.status.ok()) {
-    failure_ = call.status;
-    record.error = call.status.error_message();
-    // To fail requests by the thousand says nothing more.
-    if (channel_->GetState(false) != GRPC_CHANNEL_READY) sends_ = false;
-  } else {
+  Lane& lane = lanes_[call.lane];
+  --lane.under_way;
+  if (call.status.ok()) {
+    record.outcome = Outcome::kAnswered;
     progress_.output_tokens += record.output_tokens;
+  } else {
+    const std::optional<double> delay = retry_delay(call.status);
+    record.outcome = delay ? Outcome::kRefused : stopped_ ? Outcome::kStopped : Outcome::kFailed;
+    record.error = call.status.error_message();
+    failure_ = call.status;
+    quiet_until_ = record.ended + delay.value_or(kPauseSeconds);
+    if (lane.channel->GetState(false) != GRPC_CHANNEL_READY) sends_ = false;
   }
   ++progress_.ended;
   records_.push_back(std::move(record));

@@ -28,9 +28,6 @@ std::vector<double> arrival_times(const BenchFlags& flags);
 std::vector<int32_t> make_prompt(const std::vector<int32_t>& words, const BenchFlags& flags,
                                  int32_t index);
 
-// Token ids of common words, by the server's own tokenizer. Throws Error where it does not answer.
-std::vector<int32_t> ask_for_words(v1::Inference::Stub& stub, const std::string& token);
-
 struct BenchProgress {
   int32_t ended = 0;
   int32_t under_way = 0;
@@ -41,9 +38,9 @@ struct BenchProgress {
 // sees their messages.
 class BenchLoad {
  public:
-  // flags and stop outlive it. tell: called often while it runs. Asks the server for words; throws
-  // its error.
-  BenchLoad(std::shared_ptr<grpc::Channel> channel, const BenchFlags& flags, StopSignal& stop,
+  // flags and stop outlive it. tell: called often while it runs. Connects, and asks the server for
+  // words; throws Error where it does not answer.
+  BenchLoad(const BenchFlags& flags, StopSignal& stop,
             std::function<void(const BenchProgress&)> tell);
   ~BenchLoad();
 
@@ -56,10 +53,19 @@ class BenchLoad {
 
  private:
   struct Call;
+  // A connection, which carries a limited number of calls: the rest would wait in the client.
+  struct Lane {
+    std::shared_ptr<grpc::Channel> channel;
+    std::unique_ptr<v1::Inference::Stub> stub;
+    int32_t under_way = 0;
+  };
   using Clock = std::chrono::steady_clock;
 
   void drive(const std::vector<double>& due, int32_t most_at_once);
+  double next_due(const std::vector<double>& due) const;
   void start(double due);
+  Lane& open_lane();
+  size_t free_lane();
   void wait(double until);  // for one event, which it handles
   void go_on(Call& call, bool ok);
   static void take(const v1::Delta& delta, double at, BenchRecord& record);
@@ -67,13 +73,12 @@ class BenchLoad {
   void stop_all();
   double now() const { return std::chrono::duration<double>(Clock::now() - began_).count(); }
 
-  const std::shared_ptr<grpc::Channel> channel_;
   const BenchFlags& flags_;
   const std::string token_;
   StopSignal& stop_;
   const std::function<void(const BenchProgress&)> tell_;
-  const std::unique_ptr<v1::Inference::Stub> stub_;
-  const std::vector<int32_t> words_;
+  std::vector<Lane> lanes_;
+  std::vector<int32_t> words_;
   grpc::CompletionQueue queue_;
 
   Clock::time_point began_;
@@ -82,6 +87,7 @@ class BenchLoad {
   grpc::Status failure_;                          // of the last that was not answered
   BenchProgress progress_;
   int32_t num_sent_ = 0;
+  double quiet_until_ = 0;  // in a closed loop: the server has no place before
   bool sends_ = true;
   bool stopped_ = false;
 };

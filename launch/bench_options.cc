@@ -14,15 +14,16 @@ constexpr const char* kExamples = R"(Examples:
   trireme bench --requests 600 --rate 4 --input_len 512 --output_len 128 --ttft_max 2s --tpot_max 100ms
   trireme bench --requests 600 --rate 4 --burstiness 0.25 --input_len 512 --output_len 128 --json
 
---concurrency: the next request begins when one has ended (closed loop): what the server can do.
+--concurrency: the next request begins when one has ended (closed loop): what the server can do. After
+one that was refused none begins before the server wants it.
 --rate: requests begin whatever has become of those before (open loop): what its users would see.
 Prompts are random words of the model's own vocabulary, answers have --output_len tokens each. One more
 request, not counted, goes ahead.
 
 TTFT: from sending to the first token. TPOT: the time behind it, by the tokens behind it. ITL: between
 two messages with tokens. E2EL: to the end. Of requests that were answered whole. Goodput: answers a
-second that kept within every limit given. Requests that the server refuses for want of a place are a
-result; any other failure makes the exit status 1.)";
+second that kept within every limit given. Requests that the server refuses for want of a place (its
+queue is full) are a result; any other failure makes the exit status 1.)";
 
 CLI::Validator more_than_zero() {
   return {[](std::string& text) {

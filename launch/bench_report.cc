@@ -83,7 +83,10 @@ BenchReport summarise(const std::vector<BenchRecord>& records, const BenchFlags&
     report.latest = std::max(report.latest, kMilliseconds * record.late);
     switch (record.outcome) {
       case BenchRecord::Outcome::kAnswered: break;
-      case BenchRecord::Outcome::kRefused: ++report.refused; continue;
+      case BenchRecord::Outcome::kRefused:
+        ++report.refused;
+        report.refusal = record.error;
+        continue;
       case BenchRecord::Outcome::kFailed:
         ++report.failed;
         ++report.failures[record.error];
@@ -125,10 +128,18 @@ std::string report_json(const BenchReport& report, const BenchFlags& flags) {
   if (flags.rate) json["rate"] = *flags.rate;
   if (flags.rate) json["burstiness"] = flags.burstiness;
   json["seed"] = flags.seed;
+  json["temperature"] = flags.temperature;
+  const auto add_limit = [&](const char* name, const auto& limit) {
+    if (limit) json[name] = limit->count();
+  };
+  add_limit("ttft_max_ms", flags.ttft_max);
+  add_limit("tpot_max_ms", flags.tpot_max);
+  add_limit("e2el_max_ms", flags.e2el_max);
   json["sent"] = report.sent;
   json["answered"] = report.answered;
   json["refused"] = report.refused;
   json["failed"] = report.failed;
+  if (report.failed > 0) json["failures"] = report.failures;
   json["duration_s"] = report.seconds;
   json["prompt_tokens"] = report.prompt_tokens;
   json["output_tokens"] = report.output_tokens;
@@ -151,7 +162,7 @@ std::string report_tables(const BenchReport& report, const BenchFlags& flags) {
                      std::to_string(flags.output_len) + " tokens each, " + load_of(flags) +
                      ", in " + three_figures(report.seconds) + " s\n";
   if (report.refused > 0) {
-    text += std::to_string(report.refused) + " refused: the server's queue was full\n";
+    text += std::to_string(report.refused) + " refused: " + for_terminal(report.refusal) + "\n";
   }
   for (const auto& [error, count] : report.failures) {
     text += std::to_string(count) + " failed: " + for_terminal(error) + "\n";

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the requests of a benchmark say together. Names and definitions as vLLM's and GuideLLM's, so
-// that numbers can be set beside each other.
+// What the requests of a benchmark say together. Names and definitions as those of vLLM's `bench
+// serve`, so that numbers can be set beside each other; but E2EL goes to the end of the stream,
+// there to the last token.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +24,7 @@ struct BenchRecord {
   double ended = 0;
   int32_t prompt_tokens = 0;  // as the server counts
   int32_t output_tokens = 0;
-  std::string error;  // of a failed one
+  std::string error;  // of one that was refused or failed: the server's words
 
   double ttft() const { return token_seconds.front() - sent; }
   double e2el() const { return ended - sent; }
@@ -41,6 +42,7 @@ std::optional<Spread> spread_of(std::vector<double> values);
 struct BenchReport {
   int64_t sent = 0, answered = 0, refused = 0, failed = 0;
   std::map<std::string, int64_t> failures;       // by what the server said
+  std::string refusal;                           // what it said of the last that was refused
   double seconds = 0;                            // from the first that was sent to the last end
   int64_t prompt_tokens = 0, output_tokens = 0;  // of those answered
   double requests_per_second = 0, output_per_second = 0, tokens_per_second = 0;

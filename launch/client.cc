@@ -25,6 +25,7 @@ std::shared_ptr<grpc::Channel> make_channel(const ClientFlags& flags) {
   grpc::ChannelArguments arguments;
   // gRPC would send even loopback by http_proxy, which many clusters set for the world outside.
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
+  arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);  // else channels share a connection
   return grpc::CreateCustomChannel(flags.server, make_credentials(flags), arguments);
 }
 

@@ -12,7 +12,8 @@
 
 namespace trireme {
 
-// A connection as the flags want it, by no proxy, which need not stand yet. Throws kNotFound for
+// A connection of its own, as the flags want it, by no proxy, which need not stand yet. Throws
+// kNotFound for
 // --tls_ca.
 std::shared_ptr<grpc::Channel> make_channel(const ClientFlags& flags);
 // Waits until it stands. Throws kUnavailable, saying what to do.

@@ -13,6 +13,7 @@
 #include "launch/bench_options.h"
 #include "launch/flag_kinds.h"
 #include "launch/probe_options.h"
+#include "topology/placement.h"
 
 namespace trireme {
 namespace {
@@ -321,11 +322,18 @@ CLI::App* add_chat(CLI::App& app, ChatFlags& flags) {
   return chat;
 }
 
-// Not left to CLI11, which would speak of the missing flag where another one is misspelt.
-void check_model(const CLI::App& app, const PlacementFlags& flags) {
-  if (!app.parsed() || !flags.model.empty()) return;
-  throw Error(Code::kInvalidArgument,
-              "--model is required; see: trireme " + app.get_name() + " --help");
+void check_placement(const CLI::App& app, const PlacementFlags& flags) {
+  if (!app.parsed()) return;
+  // Not left to CLI11, which would speak of the missing flag where another one is misspelt.
+  if (flags.model.empty()) {
+    throw Error(Code::kInvalidArgument,
+                "--model is required; see: trireme " + app.get_name() + " --help");
+  }
+  const auto check_most = [](const char* flag, int32_t value, int32_t most) {
+    if (value > most) bad_value(flag, std::to_string(value), "1 to " + std::to_string(most));
+  };
+  check_most("--max_sequences", flags.max_sequences, kMaxSequences);
+  check_most("--max_batch_tokens", flags.max_batch_tokens, kMaxBatchTokens);
 }
 
 void check_generate(const GenerateFlags& flags) {
@@ -423,7 +431,7 @@ Options parse_options(int argc, char** argv) {
   if (probe->parsed()) options.command = Options::Command::kProbe;
   if (probe->parsed() || !options.placement.model.empty()) require_one_job(options.launch);
   for (const CLI::App* const one : {serve, generate, static_cast<const CLI::App*>(plan)}) {
-    check_model(*one, options.placement);
+    check_placement(*one, options.placement);
   }
   for (const std::string& ids : prompt_ids) options.generate.prompt_ids.push_back(parse_ids(ids));
   if (generate->parsed()) check_generate(options.generate);

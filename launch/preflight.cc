@@ -162,6 +162,7 @@ void require_life(const ChannelEvent& event, const std::vector<std::string>& hos
 void require_names(const std::vector<Place>& places) {
   std::map<std::string, size_t> first;  // rank on it
   for (size_t rank = 0; rank < places.size(); ++rank) {
+    if (places[rank].boot_id.empty()) continue;  // not known
     const auto [entry, fresh] = first.emplace(places[rank].host, rank);
     if (fresh || places[entry->second].boot_id == places[rank].boot_id) continue;
     throw Error(Code::kFailedPrecondition,

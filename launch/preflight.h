@@ -20,7 +20,8 @@ Hello introduce(int rank, const Options& options, const std::string& mpi);
 // Names for messages: "rank 3 on h2", or "rank 3" where `hosts` (by rank) does not have it.
 std::string rank_name(int rank, const std::vector<std::string>& hosts);
 
-// Where a rank runs: its host's name, and the id that its kernel drew when it booted.
+// Where a rank runs: its host's name, and the id that its kernel drew when it booted; empty: not
+// known.
 struct Place {
   std::string host, boot_id;
 };

@@ -195,7 +195,9 @@ class MpiWorkers : public Workers {
       const size_t end = std::min(place.find('\n'), place.size());
       const std::string network = place.substr(end);
       hosts_.push_back(printable(place.substr(0, end)));
-      places.push_back({hosts_.back(), network.substr(0, network.find(' '))});
+      const size_t space = network.find(' ');
+      places.push_back(
+          {hosts_.back(), space == std::string::npos ? "" : network.substr(1, space - 1)});
       networks.insert(network);
     }
     require_names(places);

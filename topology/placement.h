@@ -14,6 +14,10 @@
 
 namespace trireme {
 
+// The most that a placement may have of either: no product of sizes overflows with them.
+inline constexpr int32_t kMaxSequences = 1 << 16;
+inline constexpr int32_t kMaxBatchTokens = 1 << 20;
+
 struct PlacementOptions {
   DType dtype = DType::kBF16;
   std::optional<WeightDtypes> weight_dtypes;  // where matrices differ; as Placement has them

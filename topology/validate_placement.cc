@@ -98,8 +98,8 @@ void check_placement(const Topology* topology, const ModelSpec& model, const Pla
   positive("num_blocks", placement.num_blocks(),
            static_cast<int32_t>(
                std::min(kMostKvBytes / position / placement.block_size(), double(INT32_MAX))));
-  positive("max_sequences", placement.max_sequences(), 1 << 16);
-  positive("max_batch_tokens", placement.max_batch_tokens(), 1 << 20);
+  positive("max_sequences", placement.max_sequences(), kMaxSequences);
+  positive("max_batch_tokens", placement.max_batch_tokens(), kMaxBatchTokens);
   positive("context", placement.context(), model.context_length());
   for (const ReplicaSpec& replica : placement.replicas()) {
     if (replica.num_blocks() != 0) {

@@ -79,7 +79,7 @@ int Worker::run() {
   } catch (const std::bad_alloc&) {
     report_failure(Code::kResourceExhausted, "out of memory");
   } catch (const std::exception& error) {
-    report_failure(Code::kInternal, std::string("a bug: ") + error.what());
+    report_failure(Code::kInternal, std::string("unforeseen: ") + error.what());
   }
   return 1;
 }
@@ -99,7 +99,7 @@ void Worker::load_or_report(const Assign& assign) {
   } catch (const std::bad_alloc&) {
     report(Code::kResourceExhausted, "out of memory");
   } catch (const std::exception& error) {
-    report(Code::kInternal, std::string("a bug: ") + error.what());
+    report(Code::kInternal, std::string("unforeseen: ") + error.what());
   }
 }
 

@@ -5,6 +5,7 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <climits>
 #include <cstdint>
 #include <cstring>
@@ -58,7 +59,15 @@ void say_which(uintptr_t address) {
   say("memory of a file");
 }
 
-extern "C" void on_bus_error(int, siginfo_t* info, void*) {
+extern "C" void on_bus_error(int number, siginfo_t* info, void*) {
+  // Sent by somebody, or a fault of another kind: its end is the usual one.
+  if (info->si_code != BUS_ADRERR) {
+    signal(number, SIG_DFL);
+    raise(number);
+    return;
+  }
+  static std::atomic_flag told = ATOMIC_FLAG_INIT;
+  while (told.test_and_set()) pause();  // another thread tells, and ends the process
   say("trireme: cannot read ");
   say_which(reinterpret_cast<uintptr_t>(info->si_addr));
   say(": it became shorter, its storage failed, or there was no room left for it; a checkpoint: "

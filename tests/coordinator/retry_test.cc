@@ -15,13 +15,26 @@ TEST(RetryPace, IsTheMedianTimeBetweenTwoEnds) {
   pace.ended(now);
   EXPECT_EQ(pace.delay(5), milliseconds(1000));
   now += std::chrono::hours(9);  // a night
-  for (int i = 0; i < 4; ++i) pace.ended(now += milliseconds(300));
+  pace.ended(now);
+  pace.ended(now += milliseconds(300));
   EXPECT_EQ(pace.delay(1), milliseconds(300));
   EXPECT_EQ(pace.delay(4), milliseconds(1200));
   EXPECT_EQ(pace.delay(0), milliseconds(300));
   EXPECT_EQ(pace.delay(1 << 30), milliseconds(30000));
   for (int i = 0; i < 100; ++i) pace.ended(now += milliseconds(1));  // the old ones are forgotten
   EXPECT_EQ(pace.delay(1), milliseconds(100));
+}
+
+TEST(RetryPace, BatchesEndTogether) {
+  RetryPace pace;
+  RetryPace::Time now{};
+  for (int batch = 0; batch < 3; ++batch) {
+    now += milliseconds(5000);
+    for (int i = 0; i < 32; ++i) pace.ended(now);
+  }
+  EXPECT_EQ(pace.delay(1), milliseconds(5000));
+  EXPECT_EQ(pace.delay(32), milliseconds(5000));
+  EXPECT_EQ(pace.delay(33), milliseconds(10000));
 }
 
 TEST(TryLater, SaysWhen) {

@@ -23,7 +23,10 @@ def start(server, *flags):
 
 def bench(server, *flags, status=0):
     process = start(server, *flags)
-    out, log = process.communicate(timeout=60 * harness.PATIENCE)
+    try:
+        out, log = process.communicate(timeout=60 * harness.PATIENCE)
+    finally:
+        process.kill()
     assert process.returncode == status, f"{process.returncode}\n{out}\n{log}"
     return out, log
 
@@ -33,6 +36,12 @@ def sizes(requests, input_len, output_len):
 
 
 class Bench(unittest.TestCase):
+    def start(self, *arguments):
+        process = start(*arguments)
+        self.addCleanup(process.communicate)
+        self.addCleanup(process.kill)  # before it
+        return process
+
     def test_counts_and_rates(self):
         with Server(harness.tiny_model(), ranks=1) as server:
             before = server.load()
@@ -58,15 +67,11 @@ class Bench(unittest.TestCase):
 
     def test_a_rate_is_kept(self):
         with Server(harness.tiny_model(), ranks=1) as server:
-            begin = time.monotonic()
-            out, _ = bench(server, *sizes(100, 8, 4), "--rate", 50, "--json")
-            report = json.loads(out)
+            report = json.loads(bench(server, *sizes(100, 8, 4), "--rate", 50, "--json")[0])
             self.assertEqual(report["answered"], 100)
-            # 99 gaps of 20 ms: the seed's own sum, and the same in the next run.
+            # 99 gaps of 20 ms: the seed's own sum, whatever the machine does beside.
             self.assertGreater(report["duration_s"], 1.2)
-            self.assertLess(report["duration_s"], time.monotonic() - begin)
-            again = json.loads(bench(server, *sizes(100, 8, 4), "--rate", 50, "--json")[0])
-            self.assertAlmostEqual(again["duration_s"], report["duration_s"], delta=0.2 * harness.PATIENCE)
+            self.assertLess(report["duration_s"], 4)
             tables, _ = bench(server, *sizes(10, 8, 4), "--rate", 50, "--burstiness", 0.5, "--ttft_max", "1ms")
             self.assertRegex(tables, r"10 of 10 requests answered, 8 \+ 4 tokens each, 50 a second, burstiness 0.5, in")
             self.assertRegex(tables, r"goodput, requests/s\n")
@@ -103,6 +108,27 @@ class Bench(unittest.TestCase):
             self.assertGreater(report["refused"], 0)
             self.assertGreater(report["answered"], 0)
             self.assertEqual(report["answered"] + report["refused"], 12)
+            tables, _ = bench(server, *sizes(12, 16, 16), "--concurrency", 6)
+            self.assertRegex(tables, r"(?m)^\d+ refused: cannot take the request: 1 are queued, --max_queue allows 1; "
+                             r"try again in [\d.]+ s$")
+
+    def test_more_than_a_connection_carries(self):
+        """All are with the server, none waits in the client for a stream."""
+        with Server(harness.demo_model(), "--max_sequences", "1", "--max_queue", "1000", ranks=1) as server:
+            process = self.start(server, *sizes(400, 2, 2), "--concurrency", 400)
+            harness.wait_until(lambda: server.load().waiting > 300, 20, "more than 256 wait")
+            process.send_signal(signal.SIGTERM)
+            _, log = process.communicate(timeout=20)
+            self.assertEqual(process.returncode, 1, log)
+
+    def test_a_server_that_hangs(self):
+        with Server(harness.tiny_model(), ranks=1) as server:
+            os.kill(server.ranks()[0], signal.SIGSTOP)
+            try:
+                _, log = bench(server, *sizes(1, 1, 1), "--rate", 1, status=1)
+            finally:
+                os.kill(server.ranks()[0], signal.SIGCONT)
+            self.assertRegex(log, "trireme: (the server did not answer: Deadline Exceeded|cannot reach a server at)")
 
     def test_bad_input_is_the_servers_word(self):
         with Server(harness.tiny_model(), ranks=1) as server:
@@ -113,19 +139,20 @@ class Bench(unittest.TestCase):
 
     def test_a_signal_keeps_what_was_measured(self):
         with Server(harness.tiny_model(), ranks=1) as server:
-            process = start(server, *sizes(10_000, 8, 8), "--rate", 50)
+            process = self.start(server, *sizes(10_000, 8, 8), "--rate", 50)
             harness.wait_until(lambda: server.load().output_tokens > 200, 20, "it is at work")
             process.send_signal(signal.SIGINT)
             out, log = process.communicate(timeout=10)
             self.assertEqual(process.returncode, 1, log)
             answered = int(re.match(r"(\d+) of 10000 requests answered", out)[1])
             self.assertGreater(answered, 10)
-            self.assertEqual(log, f"trireme: stopped by a signal when {answered} of 10000 requests were answered\n")
+            self.assertEqual(log.splitlines()[-1],
+                             f"trireme: stopped by a signal when {answered} of 10000 requests were answered")
             server.wait_free()
 
     def test_a_server_that_goes(self):
         with Server(harness.demo_model(), ranks=1) as server:
-            process = start(server, *sizes(1000, 8, 64), "--concurrency", 4)
+            process = self.start(server, *sizes(1000, 8, 64), "--concurrency", 4)
             harness.wait_until(lambda: server.load().output_tokens > 100, 20, "it is at work")
             os.kill(server.ranks()[0], signal.SIGKILL)
             out, log = process.communicate(timeout=20)

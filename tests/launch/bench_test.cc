@@ -122,6 +122,7 @@ TEST(BenchReport, CountsWhatWasAnswered) {
                                    BenchRecord{},
                                    BenchRecord{}};
   records[3].outcome = Outcome::kRefused;
+  records[3].error = "the queue is full";
   records[4].outcome = Outcome::kFailed;
   records[4].error = "rank 1 is lost";
   records[5].outcome = Outcome::kStopped;
@@ -130,6 +131,7 @@ TEST(BenchReport, CountsWhatWasAnswered) {
   EXPECT_EQ(report.sent, 6);
   EXPECT_EQ(report.answered, 3);
   EXPECT_EQ(report.refused, 1);
+  EXPECT_NE(report_tables(report, flags).find("1 refused: the queue is full\n"), std::string::npos);
   EXPECT_EQ(report.failed, 1);
   EXPECT_EQ(report.failures.at("rank 1 is lost"), 1);
   EXPECT_DOUBLE_EQ(report.seconds, 4);
@@ -183,6 +185,7 @@ TEST(BenchReport, IsJsonAndTablesOfTheSameNumbers) {
   EXPECT_FALSE(parsed.contains("concurrency"));
   EXPECT_EQ(parsed.at("answered"), 1);
   EXPECT_EQ(parsed.at("failed"), 1);
+  EXPECT_EQ(parsed.at("failures").size(), 1u);
   EXPECT_EQ(parsed.at("duration_s"), 2);
   EXPECT_EQ(parsed.at("output_throughput"), 1.5);
   EXPECT_EQ(parsed.at("ttft_ms").at("p99"), 250);

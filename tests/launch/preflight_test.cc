@@ -47,7 +47,12 @@ TEST(Preflight, CoresThatALauncherTakesAwayAreTold) {
 }
 
 TEST(Preflight, TwoMachinesOfOneNameAreRefused) {
-  require_names({{"a", "1"}, {"a", "1"}, {"b", "2"}, {"a", "1"}, {"c", "1"}});  // c: in a container
+  require_names({{"a", "1"},
+                 {"a", "1"},
+                 {"b", "2"},
+                 {"a", "1"},
+                 {"c", "1"},
+                 {"b", ""}});  // c: in a container
   try {
     require_names({{"a", "1"}, {"b", "2"}, {"b", "2"}, {"b", "3"}});
     FAIL();

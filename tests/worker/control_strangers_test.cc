@@ -89,7 +89,9 @@ TEST(Control, IdleStrangersDoNoHarm) {
 
 // A worker far away: between its hello and its last word of the handshake is a round trip.
 TEST(Control, StrangersDoNotTakeThePlaceOfOneWhoHasShownTheKey) {
-  const auto server = serve(1);
+  ControlLimits limits;
+  limits.handshake = 4 * kSoon;
+  const auto server = serve(1, limits);
   const TlsContext context(server->address().key, 1);
   TlsStream worker(
       context, connect_socket("127.0.0.1", server->address().port, steady_clock::now() + kSoon));

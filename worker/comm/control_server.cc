@@ -14,7 +14,6 @@
 #include <map>
 #include <mutex>
 #include <thread>
-#include <tuple>
 
 #include "kernels/base/check.h"
 #include "worker/comm/control.h"
@@ -27,9 +26,9 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::steady_clock;
 
-// Peers that have not proved the key, at once. The oldest gives way to a newcomer, of those first
-// whose hello does not show the key: a worker far away needs its place for a round trip, in which
-// thousands of strangers can come.
+// Peers whose hello has not shown the key, at once; the oldest gives way to a newcomer. Those that
+// have shown it do not: a worker far away needs its place for a round trip more, in which thousands
+// of strangers can come. Of them there are as many as workers.
 constexpr int kUnprovedMax = 64;
 // A handshake takes no more than this many frames of the unproved size.
 constexpr uint32_t kHandshakeFrames = 4;
@@ -63,6 +62,7 @@ class TcpControlServer final : public ControlServer {
     FrameReader reader;
     steady_clock::time_point heard;  // anything; before the handshake is done: accepted
     int rank = 0;                    // 0 until the handshake is done
+    bool shown_key = false;          // by its hello
     bool suspected = false;
     bool finished = false;  // the farewell was said
   };
@@ -78,7 +78,9 @@ class TcpControlServer final : public ControlServer {
   // ---- the thread ----
   void run();
   void accept_some();
-  void drop_an_unproved();
+  // Of those that are not proved, the ones that have shown the key or the others.
+  int count_unproved(bool shown_key) const;
+  bool drop_oldest_unproved(bool shown_key);
   std::optional<std::string> serve(Connection& connection);
   std::optional<std::string> prove(Connection& connection);
   std::optional<std::string> deliver(Connection& connection);
@@ -279,12 +281,12 @@ void TcpControlServer::accept_some() {
     FileDescriptor socket = accept_connection(listener_);
     if (!socket) {
       // Out of descriptors: make room, or the same connection would be announced again at once.
-      if (errno == EMFILE || errno == ENFILE) drop_an_unproved();
+      const bool none_left = errno == EMFILE || errno == ENFILE;
+      if (none_left && !drop_oldest_unproved(false)) drop_oldest_unproved(true);
       return;
     }
-    const auto unproved = std::count_if(connections_.begin(), connections_.end(),
-                                        [](const auto& c) { return c.second.rank == 0; });
-    if (unproved >= kUnprovedMax) drop_an_unproved();
+    if (count_unproved(false) >= kUnprovedMax) drop_oldest_unproved(false);
+    if (count_unproved(true) > static_cast<int>(workers_.size())) drop_oldest_unproved(true);
     const int fd = socket.get();
     Connection connection{std::make_shared<TlsStream>(tls_, std::move(socket)),
                           FrameReader(limits_.frame_bytes), steady_clock::now()};
@@ -293,16 +295,21 @@ void TcpControlServer::accept_some() {
   }
 }
 
-void TcpControlServer::drop_an_unproved() {
-  const auto keeps_place = [](const Connection& connection) {
-    return std::tuple(connection.rank != 0, connection.stream->has_shown_key(), connection.heard);
-  };
-  const auto least = std::min_element(
+int TcpControlServer::count_unproved(bool shown_key) const {
+  return static_cast<int>(std::count_if(
       connections_.begin(), connections_.end(),
-      [&](const auto& a, const auto& b) { return keeps_place(a.second) < keeps_place(b.second); });
-  if (least != connections_.end() && least->second.rank == 0) {
-    end(least, "too many unproved connections");
+      [&](const auto& c) { return c.second.rank == 0 && c.second.shown_key == shown_key; }));
+}
+
+bool TcpControlServer::drop_oldest_unproved(bool shown_key) {
+  auto oldest = connections_.end();
+  for (auto c = connections_.begin(); c != connections_.end(); ++c) {
+    if (c->second.rank != 0 || c->second.shown_key != shown_key) continue;
+    if (oldest == connections_.end() || c->second.heard < oldest->second.heard) oldest = c;
   }
+  if (oldest == connections_.end()) return false;
+  end(oldest, "too many unproved connections");
+  return true;
 }
 
 // Reads what has come. A value is why the connection must end.
@@ -321,6 +328,7 @@ std::optional<std::string> TcpControlServer::prove(Connection& connection) {
   const TlsStream::Handshake state = connection.stream->handshake();
   if (state == TlsStream::Handshake::kFailed) return "it does not have the job key";
   if (state == TlsStream::Handshake::kPending) {
+    connection.shown_key = connection.stream->has_shown_key();
     const bool too_long =
         connection.stream->bytes_read() > kHandshakeFrames * limits_.unproved_frame_bytes;
     return too_long ? std::optional<std::string>("too many bytes in a handshake") : std::nullopt;

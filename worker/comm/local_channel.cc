@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <sched.h>
 
+#include <algorithm>
 #include <chrono>
 #include <condition_variable>
 #include <mutex>
@@ -8,6 +9,7 @@
 #include <utility>
 
 #include "kernels/base/check.h"
+#include "topology/cgroup.h"
 #include "worker/comm/local.h"
 #include "worker/comm/local_hub.h"
 
@@ -19,10 +21,12 @@ constexpr std::chrono::milliseconds kHeartbeat{200};
 // With more workers than cores, who spins keeps the one that it waits for from its core.
 constexpr std::chrono::microseconds kSpin{100};
 
-int num_cores() {
+double num_cores() {
   cpu_set_t set;
   CPU_ZERO(&set);
-  return sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : CPU_SETSIZE;
+  const int allowed = sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : CPU_SETSIZE;
+  const double quota = cgroup_limits().cores;
+  return quota > 0 ? std::min<double>(quota, allowed) : allowed;
 }
 
 // One thread tells the progress of all workers.
