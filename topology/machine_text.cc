@@ -46,7 +46,7 @@ std::optional<double> read_number(std::string_view text) {
   const char* const end = text.data() + text.size();
   const auto [stop, error] = std::from_chars(text.data(), end, value);
   if (error != std::errc() || stop != end || !std::isfinite(value)) return std::nullopt;
-  return value;
+  return value + 0.0;  // of -0 too: JSON's readers and writers do not agree about it
 }
 
 std::string read_pci_id(std::string_view text) {

@@ -30,10 +30,13 @@ void check_count(const std::string& what, int count, int most) {
   }
 }
 
+// JSON's readers and writers do not agree about it.
+bool is_minus_zero(double value) { return value == 0 && std::signbit(value); }
+
 // NaN fails every comparison, so the wanted range is stated and negated.
 void check_number(const std::string& where, const char* field, double value, double least,
                   double most) {
-  if (value >= least && value <= most) return;
+  if (value >= least && value <= most && !is_minus_zero(value)) return;
   char text[160];
   std::snprintf(text, sizeof text, "has %s %g, needed is %g to %g", field, value, least, most);
   refuse(where, text);
@@ -41,14 +44,14 @@ void check_number(const std::string& where, const char* field, double value, dou
 
 // A speed that may be left out.
 void check_speed(const std::string& where, const char* field, double value, double most) {
-  if (value != 0) check_number(where, field, value, 1, most);
+  if (value != 0 || is_minus_zero(value)) check_number(where, field, value, 1, most);
 }
 
 void check_device_speed(const std::string& where, const DeviceSpeed& speed) {
   check_speed(where, "memory_bandwidth_bytes_per_s", speed.memory_bandwidth_bytes_per_s(), 1e15);
   check_speed(where, "flops_16bit_per_s", speed.flops_16bit_per_s(), 1e18);
   const auto efficiency = [&](const char* field, double value) {
-    if (value != 0) check_number(where, field, value, 1e-4, 2);
+    if (value != 0 || is_minus_zero(value)) check_number(where, field, value, 1e-4, 2);
   };
   efficiency("memory_efficiency", speed.memory_efficiency());
   efficiency("attention_memory_efficiency", speed.attention_memory_efficiency());
