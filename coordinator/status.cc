@@ -32,4 +32,16 @@ grpc::Status to_status(Code code, const std::string& message,
   return {number, told, details.SerializeAsString()};
 }
 
+std::optional<std::chrono::milliseconds> retry_delay_of(const grpc::Status& status) {
+  v1::StatusDetails details;
+  if (!details.ParseFromString(status.error_details())) return std::nullopt;
+  for (const google::protobuf::Any& any : details.details()) {
+    v1::RetryInfo retry;
+    if (any.type_url() != kRetryInfo || !retry.ParseFromString(any.value())) continue;
+    return std::chrono::milliseconds(retry.retry_delay().seconds() * 1000 +
+                                     retry.retry_delay().nanos() / 1'000'000);
+  }
+  return std::nullopt;
+}
+
 }  // namespace trireme

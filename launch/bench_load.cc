@@ -9,9 +9,9 @@
 #include <random>
 #include <set>
 
+#include "coordinator/status.h"
 #include "kernels/base/error.h"
 #include "launch/client.h"
-#include "proto/status_details.pb.h"
 
 namespace trireme {
 namespace {
@@ -23,7 +23,7 @@ constexpr std::chrono::seconds kAskLimit{10};
 constexpr int32_t kCallsPerLane = 100;
 // In a closed loop, after a request that was not answered: to fail them by the thousand says
 // nothing.
-constexpr double kPauseSeconds = 0.1;
+constexpr std::chrono::milliseconds kPause{100};
 
 // Whatever the vocabulary, this becomes some dozens of ordinary tokens.
 constexpr const char* kWords =
@@ -71,18 +71,6 @@ std::vector<int32_t> ask_for_words(v1::Inference::Stub& stub, const std::string&
   const std::set<int32_t> ids(reply.token_ids().begin(), reply.token_ids().end());
   if (ids.empty()) throw Error(Code::kInternal, "the server's tokenizer makes no token of a text");
   return {ids.begin(), ids.end()};
-}
-
-// What a refusal for want of a place says; nullopt: it is none.
-std::optional<double> retry_delay(const grpc::Status& status) {
-  v1::StatusDetails details;
-  v1::RetryInfo retry;
-  if (status.error_code() != grpc::StatusCode::RESOURCE_EXHAUSTED ||
-      !details.ParseFromString(status.error_details()) || details.details().empty() ||
-      !retry.ParseFromString(details.details(0).value())) {
-    return std::nullopt;
-  }
-  return static_cast<double>(retry.retry_delay().seconds()) + 1e-9 * retry.retry_delay().nanos();
 }
 
 }  // namespace
@@ -248,11 +236,12 @@ void BenchLoad::end(Call& call) {
     record.outcome = Outcome::kAnswered;
     progress_.output_tokens += record.output_tokens;
   } else {
-    const std::optional<double> delay = retry_delay(call.status);
+    const bool exhausted = call.status.error_code() == grpc::StatusCode::RESOURCE_EXHAUSTED;
+    const auto delay = exhausted ? retry_delay_of(call.status) : std::nullopt;
     record.outcome = delay ? Outcome::kRefused : stopped_ ? Outcome::kStopped : Outcome::kFailed;
     record.error = call.status.error_message();
     failure_ = call.status;
-    quiet_until_ = record.ended + delay.value_or(kPauseSeconds);
+    quiet_until_ = record.ended + std::chrono::duration<double>(delay.value_or(kPause)).count();
     if (lane.channel->GetState(false) != GRPC_CHANNEL_READY) sends_ = false;
   }
   ++progress_.ended;

@@ -87,6 +87,10 @@ bool has(const std::string& controllers, std::string_view wanted) {
 
 }  // namespace
 
+int CgroupLimits::threads(int cpus) const {
+  return cores > 0 && cores < cpus ? std::max(1, static_cast<int>(cores)) : cpus;
+}
+
 CgroupLimits cgroup_limits(const std::string& root) {
   CgroupLimits limits;
   const std::string mounts = root + "/sys/fs/cgroup";

@@ -11,6 +11,9 @@ namespace trireme {
 struct CgroupLimits {
   double cores = 0;                   // of CPU time per time, as a quota; 0: as many as there are
   uint64_t memory_left = UINT64_MAX;  // bytes until the nearest limit
+
+  // How many of `cpus` cores' threads the quota lets run at once.
+  int threads(int cpus) const;
 };
 
 // Of the process's groups and all above them, versions 1 and 2; what cannot be read limits nothing.

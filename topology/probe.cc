@@ -31,24 +31,26 @@ uint64_t available_memory() {
 
 }  // namespace
 
+std::vector<int32_t> allowed_cpus() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (sched_getaffinity(0, sizeof set, &set) != 0) CPU_SET(0, &set);
+  std::vector<int32_t> cpus;
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+    if (CPU_ISSET(cpu, &set)) cpus.push_back(cpu);
+  }
+  return cpus;
+}
+
 DeviceInfo probe_cpu(const std::string& isa) {
   DeviceInfo device;
   device.set_kind(DEVICE_KIND_CPU);
   device.set_name(value_after("/proc/cpuinfo", "model name"));
   device.set_isa(isa);
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  if (sched_getaffinity(0, sizeof set, &set) != 0) CPU_SET(0, &set);
-  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
-    if (CPU_ISSET(cpu, &set)) device.add_cpus(cpu);
-  }
+  for (const int32_t cpu : allowed_cpus()) device.add_cpus(cpu);
   const CgroupLimits limits = cgroup_limits();
-  int threads = device.cpus_size();
-  if (limits.cores > 0 && limits.cores < threads) {
-    device.set_cpu_quota(limits.cores);
-    threads = std::max(1, static_cast<int>(limits.cores));
-  }
-  device.set_threads(threads);
+  if (limits.cores > 0 && limits.cores < device.cpus_size()) device.set_cpu_quota(limits.cores);
+  device.set_threads(limits.threads(device.cpus_size()));
   device.set_memory_bytes(std::min(available_memory(), limits.memory_left));
   return device;
 }

@@ -48,6 +48,22 @@ std::string other_users_of_gpu(const RankInfo& info, int index) {
   return "";
 }
 
+// Tells `report` what `work` threw; true: nothing.
+template <class Work, class Report>
+bool catch_all(Work&& work, Report&& report) {
+  try {
+    work();
+    return true;
+  } catch (const Error& error) {
+    report(error.code(), error.what());
+  } catch (const std::bad_alloc&) {
+    report(Code::kResourceExhausted, "out of memory");
+  } catch (const std::exception& error) {
+    report(Code::kInternal, std::string("unforeseen: ") + error.what());
+  }
+  return false;
+}
+
 }  // namespace
 
 Worker::Worker(const Hello& hello, const std::string& model_path, WorkerChannel& channel,
@@ -60,7 +76,7 @@ Worker::Worker(const Hello& hello, const std::string& model_path, WorkerChannel&
 
 int Worker::run() {
   channel_.progress()->bind_thread();
-  try {
+  const auto serve = [&] {
     FromWorker hello;
     *hello.mutable_hello() = hello_;
     channel_.send(hello);
@@ -72,35 +88,23 @@ int Worker::run() {
         message = std::move(later_.front());
         later_.pop_front();
       }
-      if (message && !handle(*message)) return 0;
+      if (message && !handle(*message)) return;
     }
-  } catch (const Error& error) {
-    report_failure(error.code(), error.what());
-  } catch (const std::bad_alloc&) {
-    report_failure(Code::kResourceExhausted, "out of memory");
-  } catch (const std::exception& error) {
-    report_failure(Code::kInternal, std::string("unforeseen: ") + error.what());
-  }
-  return 1;
+  };
+  const bool ended =
+      catch_all(serve, [&](Code code, const std::string& what) { report_failure(code, what); });
+  return ended ? 0 : 1;
 }
 
 // A load that fails is for the coordinator to judge. If this rank ended, the launcher would take
 // its status for the job's.
 void Worker::load_or_report(const Assign& assign) {
-  const auto report = [&](Code code, const std::string& what) {
-    stage_.reset();  // it may be half a stage
-    // Abandoned by the coordinator, which knows why.
-    if (code != Code::kCancelled) report_failure(code, what);
-  };
-  try {
-    load(assign);
-  } catch (const Error& error) {
-    report(error.code(), error.what());
-  } catch (const std::bad_alloc&) {
-    report(Code::kResourceExhausted, "out of memory");
-  } catch (const std::exception& error) {
-    report(Code::kInternal, std::string("unforeseen: ") + error.what());
-  }
+  catch_all([&] { load(assign); },
+            [&](Code code, const std::string& what) {
+              stage_.reset();  // it may be half a stage
+              // Abandoned by the coordinator, which knows why.
+              if (code != Code::kCancelled) report_failure(code, what);
+            });
 }
 
 bool Worker::handle(const ToWorker& message) {

@@ -1,7 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <sched.h>
-
-#include <algorithm>
 #include <chrono>
 #include <condition_variable>
 #include <mutex>
@@ -10,6 +7,7 @@
 
 #include "kernels/base/check.h"
 #include "topology/cgroup.h"
+#include "topology/probe.h"
 #include "worker/comm/local.h"
 #include "worker/comm/local_hub.h"
 
@@ -21,12 +19,9 @@ constexpr std::chrono::milliseconds kHeartbeat{200};
 // With more workers than cores, who spins keeps the one that it waits for from its core.
 constexpr std::chrono::microseconds kSpin{100};
 
-double num_cores() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  const int allowed = sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : CPU_SETSIZE;
-  const double quota = cgroup_limits().cores;
-  return quota > 0 ? std::min<double>(quota, allowed) : allowed;
+std::chrono::microseconds spin_of(int num_workers) {
+  const int at_once = cgroup_limits().threads(static_cast<int>(allowed_cpus().size()));
+  return num_workers <= at_once ? kSpin : std::chrono::microseconds(0);
 }
 
 // One thread tells the progress of all workers.
@@ -92,9 +87,7 @@ class LocalWorkerChannel final : public WorkerChannel {
 
 }  // namespace
 
-LocalHub::LocalHub(int num_workers)
-    : spin_(num_workers <= num_cores() ? kSpin : std::chrono::microseconds(0)),
-      workers_(num_workers) {
+LocalHub::LocalHub(int num_workers) : spin_(spin_of(num_workers)), workers_(num_workers) {
   CHECK(num_workers >= 0, "a negative number of workers");
 }
 
